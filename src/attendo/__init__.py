@@ -1,7 +1,28 @@
 """attendo: attention for convolutional networks."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from attendo._errors import AttendoError
+from attendo._timm import register_models
 from attendo.layers import layer, list_layers
 
 __version__ = "0.1.0"
-__all__ = ["AttendoError", "layer", "list_layers"]
+__all__ = ["AttendoError", "create_model", "layer", "list_layers", "list_models"]
+
+_LAZY = {"create_model": "attendo.models", "list_models": "attendo.models"}  # these import timm, which takes seconds
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'attendo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+register_models()

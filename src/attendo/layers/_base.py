@@ -17,7 +17,7 @@ class Attention(nn.Module):
     ``placement`` is where the paper puts it in a residual network:
 
         "block"   after the last norm of every residual branch, before the sum (SE, ECA, CBAM ...)
-        "conv"    after the strided 3x3 convolution of every block, before its norm (SimAM)
+        "conv"    after the second convolution of every block, before its norm (SimAM)
         "stage"   after stages 1 to 3, outside the blocks (BAM)
         "replace" instead of the strided 3x3 convolution of every block (PSA, SK)
     """

@@ -1,0 +1,193 @@
+"""The networks: published parameter counts, timm's promises, and attention where its paper puts it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import attendo
+from attendo.models import attach, parse_attention
+from attendo.models.zoo import BASES, NAMED
+
+PUBLISHED = {
+    "cbam_resnet50_cifar": 28_065_864,
+    "se_resnet50_cifar": 28_080_344,
+    "se_resnet50": 28_088_024,
+    "cbam_resnet18": 11_779_392,
+    "cbam_resnet34": 21_960_468,
+    "cbam_resnet50": 28_089_624,
+    "cbam_resnet101": 49_330_172,
+    "eca_resnet18": 11_689_556,
+    "eca_resnet34": 21_797_744,
+    "eca_resnet50": 25_557_032 + 3 * 3 + 4 * 5 + 6 * 5 + 3 * 7,
+    "eca_resnet101": 44_549_317,
+    "eca_resnet152": 60_193_042,
+    "bam_resnet18": 11_712_503,
+    "epsanet50_small": 22_561_715,
+    "epsanet101_small": 38_900_279,
+    "epsanet50_large": 27_899_518,
+    "epsanet101_large": 49_592_198,
+}
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def small(name: str) -> str:
+    """An attention word that fits networks of 16 channels."""
+    return {"psa": "psa:groups=(1,2,4,4),reduction=4", "fca": "fca:reduction=8", "coord": "coord:reduction=8"}.get(
+        name, name
+    )
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_parameters_are_the_published(name, count):
+    with torch.device("meta"):
+        assert parameters(timm.create_model(name)) == count
+
+
+def test_both_kernel_sets_of_the_large_epsanet_give_the_published_count():
+    with torch.device("meta"):
+        other = {"kernel_sizes": (3, 3, 3, 9), "groups": (32, 32, 32, 32)}
+        assert parameters(timm.create_model("epsanet50_large", attention_args=other)) == 27_899_518
+
+
+@pytest.mark.parametrize("name", attendo.list_models())
+def test_every_named_network_keeps_timms_promises(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=7, in_chans=1)
+        assert model(torch.empty(2, 1, 64, 64)).shape == (2, 7)
+        model.reset_classifier(3)
+        assert model(torch.empty(2, 1, 64, 64)).shape == (2, 3)
+        features = timm.create_model(name, features_only=True)
+        maps = features(torch.empty(1, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == features.feature_info.channels()
+    assert [64 // m.shape[2] for m in maps] == features.feature_info.reduction()
+
+
+def test_named_networks_are_in_timms_list_and_take_no_name_of_its_own():
+    assert set(NAMED) <= set(timm.list_models())
+    assert timm.models._registry._model_to_module["seresnet50"] == "resnet"
+    assert {timm.models._registry._model_to_module[name] for name in NAMED} == {"zoo"}
+
+
+@pytest.mark.parametrize("first", ["attendo", "timm"])
+def test_networks_are_registered_whichever_is_imported_first(first):
+    second = {"attendo": "timm", "timm": "attendo"}[first]
+    code = f"import {first}, {second}; print(timm.is_model('cbam_resnet50'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("name", attendo.list_layers())
+@pytest.mark.parametrize("base", ["resnet8", "resnet18", "resnet50"])
+def test_any_mechanism_fits_any_resnet(base, name):
+    attention = small(name) if base == "resnet8" else name
+    model = attendo.create_model(base, attention=attention, stem="cifar", num_classes=5).train()
+    out = model(torch.randn(2, 3, 16, 16))
+    out.sum().backward()
+    assert out.shape == (2, 5)
+    assert any(isinstance(module, attendo.layers.Attention) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", [*attendo.list_layers(), "none"])
+def test_the_plain_network_starts_the_same_under_every_attention(name):
+    def state(attention: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        return attendo.create_model("resnet8", attention=attention, num_classes=5).state_dict()
+
+    plain, attended = state("none"), state(small(name))
+    attended = {key.replace(".conv2.0.", ".conv2."): value for key, value in attended.items()}
+    shared = [key for key in plain if key in attended]
+    assert len(shared) >= len(plain) - 3  # PSA and SK replace one convolution per block
+    assert all(torch.equal(plain[key], attended[key]) for key in shared)
+
+
+@pytest.mark.parametrize("attention", ["se", "simam", "psa", "bam"])
+def test_plain_pretrained_weights_fill_the_network_around_the_attention(attention, tmp_path):
+    file = tmp_path / "plain.pth"
+    source = timm.create_model("resnet18")
+    torch.save(source.state_dict(), file)
+    model = attendo.create_model(
+        "resnet18", attention=attention, pretrained=True, pretrained_cfg_overlay={"file": str(file)}
+    )
+    plain = source.state_dict()
+    ours = {key.replace(".conv2.0.", ".conv2."): value for key, value in model.state_dict().items()}
+    same = [key for key in plain if key in ours and torch.equal(plain[key], ours[key])]
+    assert len(same) >= len(plain) - 8  # PSA replaces the first convolution of each of the 8 blocks
+
+
+def test_pretrained_weights_of_another_network_are_refused(tmp_path):
+    file = tmp_path / "other.pth"
+    torch.save(timm.create_model("resnet34").state_dict(), file)
+    with pytest.raises(attendo.AttendoError, match="have no place"):
+        attendo.create_model("resnet18", attention="se", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+
+
+def test_gradient_checkpointing_gives_the_same_output():
+    for name in ("resnet20", "resnet18"):
+        model = attendo.create_model(name, attention="se", num_classes=5).eval()
+        x = torch.randn(1, 3, 32, 32)
+        want = model(x)
+        model.set_grad_checkpointing()
+        assert torch.equal(model(x), want)
+
+
+def test_each_stage_takes_its_own_settings():
+    sizes = (3, 5, 7, 9)
+    model = attendo.create_model("resnet18", attention="eca", attention_args=[{"kernel_size": k} for k in sizes])
+    assert [model.get_submodule(f"layer{i}.0.se.conv").kernel_size[0] for i in (1, 2, 3, 4)] == list(sizes)
+
+
+def test_official_cbam_resnets_start_with_half_open_spatial_gates():
+    model = timm.create_model("cbam_resnet18").eval()
+    (spatial,) = model.layer1[0].se.spatial.gates(torch.randn(1, 64, 8, 8))
+    assert torch.equal(spatial, torch.full_like(spatial, 0.5))
+
+
+def test_attention_words_round_trip():
+    assert parse_attention("psa:groups=(1,2,4,4),reduction=4") == ("psa", {"groups": (1, 2, 4, 4), "reduction": 4})
+    assert parse_attention("cbam:variant=paper") == ("cbam", {"variant": "paper"})
+    for word in ("se", "se:reduction=8", "psa:groups=(1,2,4,4),reduction=4", "cbam:variant='paper'"):
+        assert attendo.models.format_attention(*parse_attention(word)) == word
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("resnet51", {}, "Did you mean 'resnet5"),
+        ("resnet50", {"attention": "ce"}, "Did you mean"),
+        ("resnet50", {"attention": "se:reduction"}, "cannot be read"),
+        ("resnet50", {"attention": "se:reduction=__import__('os')"}, "cannot be read"),
+        ("resnet50", {"attention": "none:reduction=4"}, "no settings"),
+        ("resnet50", {"stem": "cifar10"}, "Take 'imagenet' or 'cifar'"),
+        ("resnet50", {"attention": "eca", "attention_args": [{}, {}]}, "2 sets of attention_args for 4 stages"),
+        ("resnet50", {"attention": "psa", "output_stride": 8}, "no dilated form"),
+        ("resnet8", {"attention": "se:reduction=32"}, "16 channels with reduction 32"),
+        ("resnet8", {"stem": "imagenet"}, "CIFAR stem only"),
+        ("resnet18", {"stem": "cifar", "pretrained": True}, "pretrained=True"),
+        ("cbam_resnet50", {"attention": "se"}, "has its own"),
+    ],
+)
+def test_bad_arguments_are_refused(name, kwargs, message):
+    with pytest.raises(attendo.AttendoError, match=message):
+        attendo.create_model(name, **kwargs)
+
+
+def test_attach_leaves_the_network_alone_when_a_setting_cannot_work():
+    model = timm.create_model("resnet18")
+    before = list(model.state_dict())
+    with pytest.raises(attendo.AttendoError, match="512 channels with reduction 600"):
+        attach(model, "se", [{}, {}, {}, {"reduction": 600}])
+    assert list(model.state_dict()) == before
+
+
+def test_all_bases_build():
+    for name in BASES:
+        with torch.device("meta"):
+            assert attendo.create_model(name)(torch.empty(1, 3, 64, 64)).shape == (1, 1000)
