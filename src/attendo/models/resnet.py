@@ -160,7 +160,7 @@ def attach(model: ResNet, attention: str | None, attention_args: Settings = None
         for change in _plan(name, stage, args, last=stage is stages[-1])
     ]
     for holder, slot, module in plan:  # nothing can fail any more
-        holder.add_module(slot, module)
+        setattr(holder, slot, module)
 
 
 def _plan(
@@ -176,7 +176,8 @@ def _plan(
         if placement == "block":
             yield block, "se", _new(name, block, _width(block), **args)
         elif placement == "conv":
-            yield block, "conv2", nn.Sequential(block.conv2, _new(name, block, block.conv2.out_channels, **args))
+            conv: Any = block.get_submodule("conv2")
+            yield block, "conv2", nn.Sequential(conv, _new(name, block, conv.out_channels, **args))
         else:
             slot = "conv2" if isinstance(block, Bottleneck) else "conv1"
             yield block, slot, _instead_of(block.get_submodule(slot), name, args)
