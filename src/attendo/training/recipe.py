@@ -1,0 +1,50 @@
+"""How a network is trained: one recipe for every cell of a comparison, so that only the attention differs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from attendo._errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images per step; an incomplete last batch is dropped.
+        optimizer: a name of timm's optimisers ("sgd" is SGD with Nesterov momentum).
+        lr: learning rate after warm-up, falling to 0 along a cosine.
+        weight_decay: of all weights but biases and norms.
+        momentum: of SGD.
+        warmup: share of all steps over which the learning rate rises from 0.
+        label_smoothing: share of the target spread over all classes.
+        precision: Lightning's, e.g. "32-true" or "bf16-mixed".
+    """
+
+    epochs: int = 6
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise InvalidArgument(f"recipe: {name}={value!r}; it must be an integer of at least {low}.")
+        for name, low, high in (("lr", 0, 100), ("weight_decay", 0, 10), ("momentum", 0, 1), ("warmup", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise InvalidArgument(f"recipe: {name}={getattr(self, name)!r}; it must be from {low} to {high}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise InvalidArgument(f"recipe: label_smoothing={self.label_smoothing!r}; it must be from 0 to below 1.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain values."""
+        return asdict(self)
