@@ -59,4 +59,56 @@ ROWS = [
     Row(
         "psa", 256, 64 * (9 * 64 + 25 * 16 + 49 * 8 + 81 * 4) + 2 * 64 * 4 + 4 + 64, {"variant": "paper"}, product=False
     ),
+    # an MLP with one norm, and a bottleneck 1x1, 3x3, 3x3, 1x1 with three
+    Row(
+        "bam",
+        64,
+        (64 * 4 + 4) + 2 * 4 + (4 * 64 + 64) + (64 * 4 + 4) + 2 * (9 * 4 * 4 + 4) + 3 * 2 * 4 + (4 + 1),
+        product=False,
+    ),
+    # the norms stand at the ends of the branches: 64 channels, 1 channel
+    Row(
+        "bam",
+        64,
+        (64 * 4 + 4) + (4 * 64 + 64) + 2 * 64 + (64 * 4 + 4) + 2 * (9 * 4 * 4 + 4) + (4 + 1) + 2,
+        {"variant": "paper"},
+        product=False,
+    ),
+    Row("scse", 64, 64 * 4 + 4 + 4 * 64 + 64 + (64 + 1), product=False),
+    Row("scse", 64, 64 * 32 + 32 + 32 * 64 + 64 + (64 + 1), {"reduction": 2, "combine": "max"}, product=False),
+    Row("simam", 64, 0, gate_range=(0.6224, 1.0)),  # sigmoid(1/2) = 0.62246
+    Row("coord", 64, (64 * 8 + 8) + 2 * 8 + 2 * (8 * 64 + 64)),
+    Row("coord", 64, (64 * 16 + 16) + 2 * 16 + 2 * (16 * 64 + 64), {"reduction": 4}),
+    Row("triplet", 64, 3 * (2 * 49 + 2), product=False),
+    Row("triplet", 64, 2 * (2 * 9 + 2), {"no_spatial": True, "kernel_size": 3}, product=False),
+    Row("gc", 64, (64 + 1) + (64 * 4 + 4) + 2 * 4 + (4 * 64 + 64), product=False),
+    Row("gc", 64, (64 + 1) + (64 * 8 + 8) + 2 * 8 + (8 * 64 + 64), {"fusion": "scale", "reduction": 8}),
+    Row("gc", 64, (64 + 1) + 2 * ((64 * 4 + 4) + 2 * 4 + (4 * 64 + 64)), {"fusion": "both"}, product=False),
+    Row("gc", 64, (64 * 4 + 4) + 2 * 4 + (4 * 64 + 64), {"fusion": "scale", "pool": "avg"}),
+    # two 3x3 convolutions in 32 groups, each with its norm; 64 -> 32 with a norm; 32 -> 2 * 64
+    Row("sk", 64, 2 * (9 * 64 * 64 // 32 + 2 * 64) + 64 * 32 + 2 * 32 + 32 * 2 * 64, product=False),
+    Row(
+        "sk",
+        64,
+        64 * 64 * (1 + 9 + 25 + 49) + 4 * (64 + 2 * 64) + (64 * 32 + 32) + 4 * (32 * 64 + 64),
+        {"kernel_sizes": (1, 3, 5, 7), "groups": 1, "dilated": False, "bias": True, "squeeze_norm": False},
+        gate_range=(0.0, 1.0 + 1e-6),
+        product=False,
+    ),
+    Row(
+        "sk",
+        64,
+        2 * (9 * 32 * 64 + 2 * 64) + 64 * 8 + 2 * 8 + 8 * 2 * 64,
+        {"groups": 1, "split": True, "min_width": 8},
+        product=False,
+    ),
+    Row("fca", 64, 64 * 4 + 4 * 64),
+    Row("fca", 64, 64 * 8 + 8 * 64, {"reduction": 8, "dct_size": (14, 8), "frequencies": "low32"}),
+    Row("ge", 64, 0),
+    Row("ge", 64, 0, {"extent": 4}),
+    Row("ge", 64, 64 * 4 + 4 + 4 * 64 + 64, {"extent": 2, "mlp": True}),
+    Row("ge", 64, 64 * 6 * 8 + 2 * 64, {"gather": "conv", "map_size": (6, 8)}),
+    Row("ge", 64, 2 * (9 * 64 + 2 * 64), {"gather": "conv", "extent": 4}),
+    Row("ge", 64, 64 * 49 + 2 * 64 + 64 * 4 + 4 + 4 * 64 + 64, {"gather": "conv", "mlp": True}),
+    Row("ge", 64, 64 * 49 + 2 * 64 + 64 * 4 + 4 + 4 * 64 + 64, {"gather": "conv", "mlp": True, "variant": "timm"}),
 ]

@@ -37,7 +37,7 @@ def compare(output: torch.Tensor, record: dict) -> float:
 @pytest.mark.parametrize("parity", MODULES, ids=lambda parity: parity.fixture)
 def test_a_module_equals_the_official_code(parity, formula):
     fixture = json.loads((GOLDEN / f"{parity.fixture}.json").read_text())
-    if formula == "hash" and "hash" not in fixture:
+    if formula == "hash" and fixture.get("hash") is None:
         pytest.skip("this source has no parameters to fill twice")
     record = fixture if formula == "sin" else fixture["hash"]
     module = parity.build().eval()
