@@ -144,6 +144,11 @@ def test_a_damaged_state_is_named(tmp_path):
         fit(network(), Blobs(), RECIPE, seed=0, directory=tmp_path)
 
 
+def test_an_unknown_optimizer_gets_a_suggestion():
+    with pytest.raises(attendo.AttendoError, match="Did you mean 'adamw'"):
+        Recipe(optimizer="adamww")
+
+
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": -1.0}, {"label_smoothing": 1.0}], ids=str)
 def test_a_recipe_that_cannot_work_is_refused(bad):
     with pytest.raises(attendo.AttendoError, match=f"recipe: {next(iter(bad))}"):

@@ -1,1 +1,23 @@
 """The grid of cells: run, resume, statistics."""
+
+from attendo.comparison.grid import ATTENTION, MODELS, Cell, Grid
+from attendo.comparison.results import CellResult, Epoch
+from attendo.comparison.run import Outcome, Watcher, compare
+from attendo.comparison.statistics import Contrast, Interval, Summary, summarise, verdict
+
+__all__ = [
+    "ATTENTION",
+    "MODELS",
+    "Cell",
+    "CellResult",
+    "Contrast",
+    "Epoch",
+    "Grid",
+    "Interval",
+    "Outcome",
+    "Summary",
+    "Watcher",
+    "compare",
+    "summarise",
+    "verdict",
+]

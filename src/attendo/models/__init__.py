@@ -11,9 +11,11 @@ from attendo._errors import InvalidArgument, UnknownName
 from attendo._registry import did_you_mean
 from attendo.models.resnet import AttentionResNet, CifarResNet, Settings, attach
 from attendo.models.spec import NONE, format_attention, parse_attention
-from attendo.models.zoo import BASES, NAMED, build
+from attendo.models.zoo import BASES, NAMED, build, remember
 
 __all__ = [
+    "BASES",
+    "NAMED",
     "AttentionResNet",
     "CifarResNet",
     "attach",
@@ -41,7 +43,7 @@ def create_model(
         attention_args: the mechanism's settings; a sequence gives each stage its own.
         pretrained: load timm's weights of the plain network; the attention starts fresh.
         kwargs: what timm's networks take: ``num_classes``, ``in_chans``, ``features_only`` ...; ours also ``stem``,
-            ``"imagenet"`` or ``"cifar"``.
+            ``"imagenet"``, ``"stride2"`` or ``"cifar"``.
 
     Raises:
         UnknownName: no such network or mechanism.
@@ -67,7 +69,7 @@ def create_model(
         raise InvalidArgument(
             f"model {name!r}: attention={attention!r} is built into {', '.join(BASES)} only. Take one of these."
         )
-    return timm.create_model(name, pretrained=pretrained, **kwargs)
+    return remember(timm.create_model(name, pretrained=pretrained, **kwargs), name, kwargs)
 
 
 def list_models() -> list[str]:

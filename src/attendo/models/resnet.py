@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from attendo._errors import InvalidArgument
 from attendo.layers import Attention, layer
-from attendo.layers._base import LAYERS
+from attendo.layers._base import LAYERS, check_choice
 from attendo.layers.cbam import SpatialGate
 from attendo.models.spec import NONE, parse_attention
 
+STRIDES = {"stride2": 2, "cifar": 1}  # of the 3x3 convolution that is the whole stem
+STEMS = ("imagenet", *STRIDES)
 Settings = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 
@@ -37,7 +39,8 @@ class AttentionResNet(ResNet):
         layers: blocks per stage.
         attention: a name of ``list_layers()``, with settings after a colon if wanted, or ``"none"``.
         attention_args: the mechanism's settings; a sequence gives each stage its own.
-        stem: ``"imagenet"`` (7x7 convolution of stride 2 and max-pool) or ``"cifar"`` (3x3 of stride 1, no pool).
+        stem: ``"imagenet"`` (7x7 convolution of stride 2 and max-pool: a quarter of the size), ``"stride2"`` (3x3 of
+            stride 2: half) or ``"cifar"`` (3x3 of stride 1: the full size).
         resnet_args: timm's ResNet arguments.
 
     Shape:
@@ -47,6 +50,8 @@ class AttentionResNet(ResNet):
         UnknownName: no such mechanism.
         InvalidArgument: settings that cannot work at this network's widths, or an unknown stem.
     """
+
+    narrow: dict[str, dict[str, Any]] = {}  # settings of mechanisms whose own do not fit narrow networks
 
     def __init__(
         self,
@@ -58,34 +63,39 @@ class AttentionResNet(ResNet):
         stem: str = "imagenet",
         **resnet_args: Any,
     ) -> None:
-        if stem not in ("imagenet", "cifar"):
-            raise InvalidArgument(f"stem {stem!r} is not one of the choices. Take 'imagenet' or 'cifar'.")
-        parse_attention(attention)
+        check_choice(stem, "stem", STEMS, "ResNet")
+        name, settings = parse_attention(attention)
+        if not settings and attention_args is None:
+            attention_args = self.narrow.get(name)
         self._build(block, tuple(layers), stem, resnet_args)
         attach(self, attention, attention_args)
 
     def _build(self, block: type[nn.Module], layers: tuple[int, ...], stem: str, resnet_args: dict[str, Any]) -> None:
         """Build the plain network."""
         super().__init__(block, layers, **resnet_args)
-        if stem == "cifar":
+        if stem != "imagenet":
             old = self.get_submodule("conv1")
             if not isinstance(old, nn.Conv2d):
-                raise InvalidArgument("stem='cifar' replaces a single 7x7 convolution; this network has a deep stem.")
-            width = old.out_channels
-            self.conv1 = nn.Conv2d(old.in_channels, width, 3, padding=1, bias=False).to(old.weight)
+                raise InvalidArgument(
+                    f"stem={stem!r} replaces a single 7x7 convolution; this network has a deep stem. Leave stem out."
+                )
+            stride = STRIDES[stem]
+            self.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, 1, bias=False).to(old.weight)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()
             for feature in self.feature_info:
-                feature["reduction"] = max(1, feature["reduction"] // 4)
+                feature["reduction"] = max(stride, feature["reduction"] * stride // 4)
 
 
 class CifarResNet(AttentionResNet):
     """The three-stage ResNets of the ResNet paper's CIFAR-10 section: 6n + 2 layers, widths 16, 32, 64.
 
-    Projection shortcuts (option B) where the width changes; the arguments are those of ``AttentionResNet``.
+    Projection shortcuts (option B) where the width changes; the arguments are those of ``AttentionResNet``. Without
+    settings, PSA, GC and SK take those of ``narrow``: the papers' groups do not divide 16 channels, or leave one unit.
     """
 
     widths = (16, 32, 64)
+    narrow = {"psa": {"groups": (1, 2, 4, 4), "reduction": 4}, "gc": {"reduction": 4}, "sk": {"groups": 16}}
 
     def _build(self, block: type[nn.Module], layers: tuple[int, ...], stem: str, resnet_args: dict[str, Any]) -> None:
         nn.Module.__init__(self)
@@ -103,8 +113,8 @@ class CifarResNet(AttentionResNet):
         args |= resnet_args
         self.num_classes, self.in_chans, self.drop_rate = args["num_classes"], args["in_chans"], args["drop_rate"]
         self.grad_checkpointing = False
-        first = self.widths[0]
-        self.conv1 = nn.Conv2d(self.in_chans, first, 3, padding=1, bias=False)
+        first, stride = self.widths[0], STRIDES[stem]
+        self.conv1 = nn.Conv2d(self.in_chans, first, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
         self.act1 = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity()
@@ -122,8 +132,8 @@ class CifarResNet(AttentionResNet):
         )
         for name, stage in stages:
             self.add_module(name, stage)
-        self.feature_info = [{"num_chs": first, "reduction": 1, "module": "act1"}]
-        self.feature_info += [{**feature, "reduction": feature["reduction"] // 4} for feature in features]
+        self.feature_info = [{"num_chs": first, "reduction": stride, "module": "act1"}]
+        self.feature_info += [{**feature, "reduction": feature["reduction"] * stride // 4} for feature in features]
         self.num_features = self.head_hidden_size = self.widths[-1]
         self.global_pool, self.fc = create_classifier(
             self.num_features, self.num_classes, pool_type=args["global_pool"]
@@ -131,7 +141,7 @@ class CifarResNet(AttentionResNet):
         self.init_weights(zero_init_last=args["zero_init_last"])
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last feature map: (N, in_chans, H, W) -> (N, 64, H / 4, W / 4), rounded up."""
+        """Return the last feature map: (N, in_chans, H, W) -> (N, 64, H', W'), a quarter of what the stem leaves."""
         x = self.act1(self.bn1(self.conv1(x)))
         stages = [self.layer1, self.layer2, self.layer3]
         if self.grad_checkpointing:

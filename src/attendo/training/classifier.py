@@ -72,6 +72,7 @@ class Classifier(LightningModule):
         """
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)  # a resumed run draws what this one draws
         images, labels = batch
+        images = images.contiguous(memory_format=torch.channels_last)
         loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.recipe.label_smoothing)
         self._loss_sum += loss.detach()
         self._batches += 1
@@ -94,6 +95,7 @@ class Classifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Count loss and right answers of one batch."""
         images, labels = batch
+        images = images.contiguous(memory_format=torch.channels_last)
         logits = self.model(images).float()
         loss = F.cross_entropy(logits, labels, reduction="sum").item()
         right = (logits.argmax(1) == labels).sum().item()

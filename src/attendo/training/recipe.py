@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from attendo._errors import InvalidArgument
+from attendo._errors import InvalidArgument, UnknownName
+from attendo._registry import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -15,20 +16,20 @@ class Recipe:
     Args:
         epochs: passes over the training images.
         batch_size: images per step; an incomplete last batch is dropped.
-        optimizer: a name of timm's optimisers ("sgd" is SGD with Nesterov momentum).
+        optimizer: a name of timm's optimisers: "adamw", "sgd" (with Nesterov momentum) ...
         lr: learning rate after warm-up, falling to 0 along a cosine.
         weight_decay: of all weights but biases and norms.
-        momentum: of SGD.
+        momentum: of SGD and its like.
         warmup: share of all steps over which the learning rate rises from 0.
         label_smoothing: share of the target spread over all classes.
         precision: Lightning's, e.g. "32-true" or "bf16-mixed".
     """
 
     epochs: int = 6
-    batch_size: int = 64
-    optimizer: str = "sgd"
-    lr: float = 0.1
-    weight_decay: float = 5e-4
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    lr: float = 0.005
+    weight_decay: float = 0.02
     momentum: float = 0.9
     warmup: float = 0.1
     label_smoothing: float = 0.0
@@ -42,6 +43,12 @@ class Recipe:
         for name, low, high in (("lr", 0, 100), ("weight_decay", 0, 10), ("momentum", 0, 1), ("warmup", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise InvalidArgument(f"recipe: {name}={getattr(self, name)!r}; it must be from {low} to {high}.")
+        from timm.optim import list_optimizers
+
+        if self.optimizer not in list_optimizers():
+            raise UnknownName(
+                f"optimizer {self.optimizer!r}: not known. {did_you_mean(self.optimizer, list_optimizers())}"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise InvalidArgument(f"recipe: label_smoothing={self.label_smoothing!r}; it must be from 0 to below 1.")
 

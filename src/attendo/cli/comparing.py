@@ -1,0 +1,208 @@
+"""``attendo compare``: the main job."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from attendo.cli.options import RecipeOptions
+from attendo.comparison import (
+    ATTENTION,
+    MODELS,
+    Cell,
+    CellResult,
+    Grid,
+    Interval,
+    Outcome,
+    Summary,
+    Watcher,
+)
+from attendo.comparison import compare as run
+from attendo.comparison.environment import environment
+from attendo.data import Images
+from attendo.report import write_report
+
+Many = Parameter(consume_multiple=True, negative="")
+
+
+def compare(
+    data: str = "digits",
+    *,
+    models: Annotated[tuple[str, ...], Many] = MODELS,
+    attention: Annotated[tuple[str, ...], Many] = ATTENTION,
+    seeds: int = 3,
+    limit: int | None = None,
+    image_size: int | None = None,
+    stem: str | None = None,
+    pretrained: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+    workers: int = 0,
+    recipe: RecipeOptions = RecipeOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Train networks that differ in their attention alone, several times, and say whether it helps.
+
+    Args:
+        data: digits (embedded), an image folder, hfds/ID-OR-DIRECTORY, or torch/NAME. Give it first.
+        models: Networks: resnet18 ..., see attendo list.
+        attention: Mechanisms, with settings after a colon: se se:reduction=8. none is no attention, static a gate
+            with SE's parameters that never looks at the image.
+        seeds: How many times each network is trained.
+        limit: Training images to keep.
+        image_size: Side in pixels of what the networks see; by default what fits the data.
+        stem: imagenet, stride2 or cifar; by default the network's own.
+        pretrained: Start from timm's weights of the plain network.
+        out: Directory of the results; by default one for these settings under attendo-results.
+        workers: Processes that read images.
+        recipe: How networks are trained.
+    """
+    grid = Grid(
+        data=data,
+        models=models,
+        attention=attention,
+        seeds=tuple(range(seeds)),
+        recipe=recipe.recipe(),
+        limit=limit,
+        image_size=image_size,
+        stem=stem,
+        pretrained=pretrained,
+    )
+    console = Console()
+    with Screen(console, grid) as screen:
+        outcome = run(grid, out, workers=workers, watcher=screen)
+    spec = {"command": shlex.join(["attendo", *sys.argv[1:]]), **grid.as_dict()}
+    report = outcome.directory / "report.html"
+    write_report(outcome.results, spec, environment(), report)
+    _show(console, outcome, report)
+    return 1 if outcome.failures else 0
+
+
+class Screen(Watcher):
+    """Shows what is being done and how far it is."""
+
+    def __init__(self, console: Console, grid: Grid) -> None:
+        self.console, self.grid = console, grid
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.progress.add_task("reading data", total=None)
+        self.done = 0
+
+    def __enter__(self) -> Screen:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def planned(
+        self, images: Images, cells: Sequence[Cell], finished: int, seconds: float | None, directory: Path
+    ) -> None:
+        """Say what will be done and how long it will take."""
+        self.cells = len(cells)
+        say = self.progress.console.print
+        say(
+            f"{escape(images.name)}: {len(images.train):,} training and {len(images.validation):,} validation images "
+            f"of {len(images.classes)} classes, seen at {images.image_size} x {images.image_size} pixels"
+        )
+        recipe, counts = self.grid.recipe, (len(self.grid.models), len(self.grid.attention), len(self.grid.seeds))
+        say(
+            f"{self.cells} networks to train ({_counted(counts[0], 'model')} x {_counted(counts[1], 'attention')} x "
+            f"{_counted(counts[2], 'seed')}), {_counted(recipe.epochs, 'epoch')} each"
+            + (f"; {finished} are finished" if finished else "")
+        )
+        if seconds:
+            say(f"this will take about {_duration(seconds)} here; results go to {escape(str(directory))}")
+        self.steps = len(images.train) // recipe.batch_size * recipe.epochs
+        self.done = finished
+        self.progress.update(
+            self.task, total=self.cells * self.steps, completed=finished * self.steps, description="training"
+        )
+
+    def started(self, cell: Cell) -> None:
+        """Name the cell."""
+        self.progress.update(self.task, description=escape(f"{cell.model} {cell.attention}, seed {cell.seed}"))
+
+    def stepped(self, cell: Cell, step: int, steps: int) -> None:
+        """Move the bar."""
+        self.progress.update(self.task, completed=self.done * self.steps + step)
+
+    def finished(self, cell: Cell, result: CellResult) -> None:
+        """Print the cell's result."""
+        self.done += 1
+        self.progress.update(self.task, completed=self.done * self.steps)
+        name = escape(f"{cell.model} {cell.attention}, seed {cell.seed}")
+        if result.accuracy is None:
+            self.progress.console.print(f"[red]failed[/] {name}: {escape(result.error)}", soft_wrap=True)
+        else:
+            self.progress.console.print(f"{name}: {100 * result.accuracy:.1f} % in {result.train_seconds or 0:.0f} s")
+
+    def measuring(self) -> None:
+        """Say that latencies are measured."""
+        self.progress.update(self.task, description="measuring latencies")
+
+
+def _show(console: Console, outcome: Outcome, report: Path) -> None:
+    several = len({s.model for s in outcome.summaries}) > 1
+    title = "Validation accuracy in %: mean over seeds ± half of the 95 % interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("network" if several else "attention", overflow="fold", min_width=9)
+    for heading in ("accuracy", "against none", "p (Holm)", "params", "MACs", "ms", "s/run"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for s in outcome.summaries:
+        table.add_row(*_row(s, several))
+    if outcome.summaries:
+        console.print(table)
+    for failure in outcome.failures:
+        name = escape(f"{failure.model} {failure.attention}, seed {failure.seed}")
+        console.print(f"[red]failed[/] {name}: {escape(failure.error)}", soft_wrap=True)
+    console.print(escape(outcome.verdict), soft_wrap=True)
+    console.print(f"report: {escape(str(report))}", soft_wrap=True)
+    console.print(f"numbers: {escape(str(outcome.directory / 'results.csv'))}", soft_wrap=True)
+
+
+def _row(s: Summary, several: bool) -> tuple[str, ...]:
+    contrast = s.baseline
+    return (
+        f"{s.model} {s.attention}" if several else s.attention,
+        _percent(s.accuracy),
+        _percent(contrast.difference, sign=True) if contrast else "",
+        "" if contrast is None or math.isnan(contrast.p_corrected) else f"{contrast.p_corrected:.2g}",
+        f"{s.parameters / 1e3:,.1f} k" if s.parameters < 1e6 else f"{s.parameters / 1e6:.2f} M",
+        f"{s.macs / 1e6:,.1f} M" if s.macs < 1e9 else f"{s.macs / 1e9:.2f} G",
+        f"{s.latency_ms:.2f}",
+        f"{s.train_seconds:.0f}",
+    )
+
+
+def _percent(interval: Interval, sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    mean = format(100 * interval.mean, form)
+    if math.isnan(interval.low):
+        return mean
+    return f"{mean} ± {50 * (interval.high - interval.low):.1f}"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds / 10)) * 10} seconds"
+    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
