@@ -71,6 +71,23 @@ def test_one_seed_is_no_evidence():
     text = verdict(summarise(cells(none=[0.7], se=[0.9])))
     assert "One seed is no evidence either way: se" in text
     assert "raised" not in text
+    assert "static" not in verdict(summarise(cells(none=[0.7], static=[0.8], se=[0.9])))
+
+
+def test_a_control_with_settings_is_the_control():
+    results = cells(none=[0.70, 0.71, 0.72], se=[0.80, 0.811, 0.82])
+    results += [cell("static:reduction=4", seed, 0.7) for seed in range(3)]
+    assert summarise(results)[1].control.difference.mean == pytest.approx(0.11033, abs=1e-4)
+
+
+def test_seeds_are_counted_as_they_are():
+    results = cells(none=[0.70, 0.71, 0.72], se=[0.80, 0.811, 0.82], eca=[0.7, 0.72, None])
+    assert "With 2 to 3 seeds" in verdict(summarise(results))
+
+
+def test_costs_that_were_not_measured_are_nan():
+    summaries = summarise([CellResult("resnet8", "se", 0, "done", accuracy=0.5)])
+    assert math.isnan(summaries[0].latency_ms)
 
 
 def test_the_static_control_takes_the_credit_that_is_its_own():

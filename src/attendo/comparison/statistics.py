@@ -113,7 +113,8 @@ def summarise(results: Sequence[CellResult]) -> list[Summary]:
     for result in results:
         groups.setdefault((result.model, result.attention), []).append(result)
     accuracy = {
-        key: {cell.seed: cell.accuracy for cell in cells if cell.accuracy is not None} for key, cells in groups.items()
+        key: {cell.seed: cell.accuracy for cell in cells if cell.status == "done" and cell.accuracy is not None}
+        for key, cells in groups.items()
     }
     keys = [key for key in groups if accuracy[key]]
     contrasts = {against: _contrasts(keys, accuracy, against) for against in (BASELINE, CONTROL)}
@@ -126,11 +127,12 @@ def summarise(results: Sequence[CellResult]) -> list[Summary]:
 def _contrasts(
     keys: list[tuple[str, str]], accuracy: dict[tuple[str, str], dict[int, float]], against: str
 ) -> dict[tuple[str, str], Contrast]:
-    """Compare every attention with one of its model, corrected as one family."""
+    """Compare every attention with one of its model (with or without settings), corrected as one family."""
     found = {}
+    reference = {model: accuracy[model, attention] for model, attention in reversed(keys) if _is(attention, against)}
     for model, attention in keys:
-        if attention.partition(":")[0] not in (BASELINE, against):
-            contrast = paired(accuracy[model, attention], accuracy.get((model, against), {}), against)
+        if not _is(attention, BASELINE) and not _is(attention, against):
+            contrast = paired(accuracy[model, attention], reference.get(model, {}), against)
             if contrast is not None:
                 found[model, attention] = contrast
     corrected = holm([contrast.p_value for contrast in found.values()])
@@ -150,7 +152,8 @@ def _summary(
     done = [cell for cell in cells if cell.status == "done"]
 
     def median(values: Sequence[float | None]) -> float:
-        return float(np.median([value for value in values if value is not None]))
+        known = [value for value in values if value is not None]
+        return float(np.median(known)) if known else math.nan
 
     return Summary(
         model=key[0],
@@ -186,19 +189,24 @@ def verdict(summaries: Sequence[Summary]) -> str:
         lines.append(f"One seed is no evidence either way: {', '.join(single)}. Run more seeds.")
     halves = [c.difference.high - c.difference.mean for _, c in contrasts if not math.isnan(c.p_value)]
     if halves:
-        seeds = min(len(c.difference.values) for _, c in contrasts if not math.isnan(c.p_value))
+        counts = sorted({len(c.difference.values) for _, c in contrasts if not math.isnan(c.p_value)})
         lines.append(
-            f"With {seeds} seeds the differences are known to about ±{100 * float(np.median(halves)):.1f} points; "
+            f"With {' to '.join(str(count) for count in (counts[0], counts[-1])[: len(counts)])} seeds the differences are known to about ±{100 * float(np.median(halves)):.1f} points; "
             f"smaller ones need more seeds."
         )
-    beyond = [_name(s, several) for s in summaries if s.control is not None and s.control.verdict.startswith("higher")]
-    if any(s.control is not None for s in summaries):
+    tested = [(s, s.control) for s in summaries if s.control is not None and not math.isnan(s.control.p_value)]
+    beyond = [_name(s, several) for s, control in tested if control.verdict.startswith("higher")]
+    if tested:
         lines.append(
             f"Better than a static gate with SE's parameters: {', '.join(beyond)}."
             if beyond
             else "None is detectably better than a static gate with SE's parameters, which never looks at the image."
         )
     return " ".join(lines)
+
+
+def _is(attention: str, name: str) -> bool:
+    return attention.partition(":")[0] == name
 
 
 def _name(summary: Summary, with_model: bool) -> str:
