@@ -71,7 +71,7 @@ def test_one_seed_is_no_evidence():
     text = verdict(summarise(cells(none=[0.7], se=[0.9])))
     assert "One seed is no evidence either way: se" in text
     assert "raised" not in text
-    assert "static" not in verdict(summarise(cells(none=[0.7], static=[0.8], se=[0.9])))
+    assert "detectably better" not in verdict(summarise(cells(none=[0.7], static=[0.8], se=[0.9])))
 
 
 def test_a_control_with_settings_is_the_control():

@@ -189,9 +189,10 @@ def verdict(summaries: Sequence[Summary]) -> str:
         lines.append(f"One seed is no evidence either way: {', '.join(single)}. Run more seeds.")
     halves = [c.difference.high - c.difference.mean for _, c in contrasts if not math.isnan(c.p_value)]
     if halves:
-        counts = sorted({len(c.difference.values) for _, c in contrasts if not math.isnan(c.p_value)})
+        counts = {len(c.difference.values) for _, c in contrasts if not math.isnan(c.p_value)}
+        seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
         lines.append(
-            f"With {' to '.join(str(count) for count in (counts[0], counts[-1])[: len(counts)])} seeds the differences are known to about ±{100 * float(np.median(halves)):.1f} points; "
+            f"With {seeds} seeds the differences are known to about ±{100 * float(np.median(halves)):.1f} points; "
             f"smaller ones need more seeds."
         )
     tested = [(s, s.control) for s in summaries if s.control is not None and not math.isnan(s.control.p_value)]

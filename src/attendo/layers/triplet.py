@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attendo.functional import recalibrate
 from attendo.layers._base import Gate, check_channels, check_odd, register
-from attendo.layers.cbam import SpatialGate
+from attendo.layers.cbam_spatial import SpatialGate
 
 
 @register("triplet")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from attendo._errors import InvalidArgument
 from attendo.layers import Attention, layer
 from attendo.layers._base import LAYERS, check_choice
-from attendo.layers.cbam import SpatialGate
+from attendo.layers.cbam_spatial import SpatialGate
 from attendo.models.spec import NONE, parse_attention
 
 STRIDES = {"stride2": 2, "cifar": 1}  # of the 3x3 convolution that is the whole stem
