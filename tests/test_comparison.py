@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import torch
 
 import attendo
 from attendo.comparison import Cell, Grid, Watcher, compare
-from attendo.comparison.run import build
+from attendo.comparison.cells import build
 from attendo.data import load
 from attendo.training import Recipe
 
@@ -122,6 +123,27 @@ def test_the_command_survives_sigkill(undisturbed, tmp_path):
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_a_process_that_dies_is_a_failed_cell_and_the_others_go_on(undisturbed, tmp_path):
+    _, files = undisturbed
+    out = tmp_path / "out"
+
+    class Reaper(Watcher):
+        reaped = 0
+
+        def stepped(self, cell, step, steps):
+            if not self.reaped:
+                self.reaped += 1
+                for process in multiprocessing.active_children()[:1]:
+                    os.kill(process.pid, signal.SIGKILL)
+
+    outcome = compare(GRID, out, jobs=2, watcher=Reaper())
+    (failed,) = outcome.failures
+    assert "died with exit code -9" in failed.error
+    assert not compare(GRID, out, jobs=2).failures
+    assert states(out) == files
+
+
 def test_more_seeds_and_mechanisms_join_what_is_there(undisturbed):
     outcome, _ = undisturbed
     trained = []
@@ -200,7 +222,7 @@ def test_a_full_disk_is_a_failed_cell(tmp_path, monkeypatch):
     def full(*anything, **else_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("attendo.comparison.run.save", full)
+    monkeypatch.setattr("attendo.comparison.cells.save", full)
     (result,) = compare(replace(GRID, attention=("none",), seeds=(0,)), tmp_path / "out").results
     assert result.status == "failed"
     assert "No space left on device" in result.error

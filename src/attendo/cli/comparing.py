@@ -47,6 +47,7 @@ def compare(
     stem: str | None = None,
     pretrained: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
+    jobs: int | None = None,
     workers: int = 0,
     recipe: RecipeOptions = RecipeOptions(),  # noqa: B008 - frozen
 ) -> int:
@@ -63,7 +64,8 @@ def compare(
         stem: imagenet, stride2 or cifar; by default the network's own.
         pretrained: Start from timm's weights of the plain network.
         out: Directory of the results; by default one for these settings under attendo-results.
-        workers: Processes that read images.
+        jobs: Networks trained at once; by default one on a GPU, else one per core up to 8.
+        workers: Processes that read images, for each network.
         recipe: How networks are trained.
     """
     grid = Grid(
@@ -79,7 +81,7 @@ def compare(
     )
     console = Console()
     with Screen(console, grid) as screen:
-        outcome = run(grid, out, workers=workers, watcher=screen)
+        outcome = run(grid, out, jobs=jobs, workers=workers, watcher=screen)
     spec = {"command": shlex.join(["attendo", *sys.argv[1:]]), **grid.as_dict()}
     report = outcome.directory / "report.html"
     write_report(outcome.results, spec, environment(), report)
@@ -102,6 +104,7 @@ class Screen(Watcher):
         )
         self.task = self.progress.add_task("reading data", total=None)
         self.done = 0
+        self.at: dict[Cell, int] = {}  # steps of the cells being trained
 
     def __enter__(self) -> Screen:
         self.progress.start()
@@ -136,16 +139,24 @@ class Screen(Watcher):
 
     def started(self, cell: Cell) -> None:
         """Name the cell."""
-        self.progress.update(self.task, description=escape(f"{cell.model} {cell.attention}, seed {cell.seed}"))
+        self._moved(cell, 0)
 
     def stepped(self, cell: Cell, step: int, steps: int) -> None:
         """Move the bar."""
-        self.progress.update(self.task, completed=self.done * self.steps + step)
+        self._moved(cell, step)
+
+    def _moved(self, cell: Cell, step: int) -> None:
+        self.at[cell] = step
+        words = [cell.attention for cell in self.at]
+        description = f"training {', '.join(words[:4])}{' ...' if len(words) > 4 else ''}"
+        steps = self.done * self.steps + sum(self.at.values())
+        self.progress.update(self.task, description=escape(description), completed=steps)
 
     def finished(self, cell: Cell, result: CellResult) -> None:
         """Print the cell's result."""
         self.done += 1
-        self.progress.update(self.task, completed=self.done * self.steps)
+        self.at.pop(cell, None)
+        self.progress.update(self.task, completed=self.done * self.steps + sum(self.at.values()))
         name = escape(f"{cell.model} {cell.attention}, seed {cell.seed}")
         if result.accuracy is None:
             self.progress.console.print(f"[red]failed[/] {name}: {escape(result.error)}", soft_wrap=True)

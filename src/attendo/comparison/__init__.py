@@ -2,8 +2,9 @@
 
 from attendo.comparison.grid import ATTENTION, MODELS, Cell, Grid
 from attendo.comparison.results import CellResult, Epoch
-from attendo.comparison.run import Outcome, Watcher, compare
+from attendo.comparison.run import Outcome, compare
 from attendo.comparison.statistics import Contrast, Interval, Summary, summarise, verdict
+from attendo.comparison.watcher import Watcher
 
 __all__ = [
     "ATTENTION",

@@ -5,45 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
 
 from attendo._errors import AttendoError, InvalidArgument
-from attendo.checkpoints import save
+from attendo.comparison.cells import build, run_here
 from attendo.comparison.grid import Cell, Grid
-from attendo.comparison.results import CellResult, Epoch, to_csv, write_atomically
+from attendo.comparison.pool import default_jobs, run_in_processes, threads_of
+from attendo.comparison.results import CellResult, to_csv, write_atomically
 from attendo.comparison.statistics import Summary, summarise, verdict
-from attendo.comparison.store import Store
+from attendo.comparison.store import WEIGHTS, Store
+from attendo.comparison.watcher import Watcher
 from attendo.data import Images
 from attendo.data import load as load_images
-from attendo.models import create_model
-from attendo.profiling import compare_latency, count
-from attendo.training import fit
-
-WEIGHTS = "weights.safetensors"
-
-
-class Watcher:
-    """Hears of a comparison's progress; this one ignores it."""
-
-    def planned(
-        self, images: Images, cells: Sequence[Cell], finished: int, seconds: float | None, directory: Path
-    ) -> None:
-        """All cells are known, ``finished`` of them done before; the rest will take about ``seconds``."""
-
-    def started(self, cell: Cell) -> None:
-        """A cell begins."""
-
-    def stepped(self, cell: Cell, step: int, steps: int) -> None:
-        """A cell has done ``step`` of ``steps``."""
-
-    def finished(self, cell: Cell, result: CellResult) -> None:
-        """A cell is done or has failed."""
-
-    def measuring(self) -> None:
-        """The cells are done; latencies are measured."""
+from attendo.profiling import compare_latency
 
 
 @dataclass(frozen=True)
@@ -62,7 +35,9 @@ class Outcome:
         return tuple(result for result in self.results if result.status == "failed")
 
 
-def compare(grid: Grid, out: Path | None = None, *, workers: int = 0, watcher: Watcher | None = None) -> Outcome:
+def compare(
+    grid: Grid, out: Path | None = None, *, jobs: int | None = 1, workers: int = 0, watcher: Watcher | None = None
+) -> Outcome:
     """Train every cell of the grid that is not finished, and say what the results mean.
 
     Writes ``results.csv`` into ``out``, and a directory per cell with its result and weights. Interrupted at any
@@ -72,7 +47,9 @@ def compare(grid: Grid, out: Path | None = None, *, workers: int = 0, watcher: W
     Args:
         grid: what is compared.
         out: directory of the results; None takes one for these settings under ``attendo-results``.
-        workers: processes that read images.
+        jobs: cells that are trained at once, each in a process with its share of the cores; None decides: one on a
+            GPU, else one per core up to 8. A script that passes more than 1 needs ``if __name__ == "__main__":``.
+        workers: processes that read images, for each cell.
         watcher: hears of the progress.
 
     Raises:
@@ -86,13 +63,14 @@ def compare(grid: Grid, out: Path | None = None, *, workers: int = 0, watcher: W
     with store.locked():
         cells = list(grid.cells())
         results = {cell: done for cell in cells if (done := store.read(cell)) is not None}
-        seconds = _estimate(grid, images, [cell for cell in cells if cell not in results])
+        open_cells = [cell for cell in cells if cell not in results]
+        jobs = default_jobs(len(open_cells)) if jobs is None else jobs
+        seconds = _estimate(grid, images, open_cells, jobs)
         watcher.planned(images, cells, len(results), seconds, store.path)
-        for cell in cells:
-            if cell not in results:
-                watcher.started(cell)
-                results[cell] = _run(cell, grid, images, store, workers, watcher)
-                watcher.finished(cell, results[cell])
+        if jobs == 1:
+            results |= run_here(open_cells, grid, images, store, workers, watcher)
+        else:
+            results |= run_in_processes(open_cells, grid, images.fingerprint, store, jobs, workers, watcher)
         ordered = sorted(cells, key=lambda c: (grid.models.index(c.model), grid.attention.index(c.attention), c.seed))
         watcher.measuring()
         final = _with_latency([results[cell] for cell in ordered], grid, images, store)
@@ -102,64 +80,7 @@ def compare(grid: Grid, out: Path | None = None, *, workers: int = 0, watcher: W
     return Outcome(store.path, tuple(final), tuple(summaries), verdict(summaries), weights)
 
 
-def build(cell: Cell, grid: Grid, images: Images) -> nn.Module:
-    """Build a cell's network; with one seed the backbone starts the same whatever the attention."""
-    arguments: dict[str, Any] = {"num_classes": len(images.classes), "pretrained": grid.pretrained}
-    if grid.stem is not None:
-        arguments["stem"] = grid.stem
-    torch.manual_seed(cell.seed)
-    return create_model(cell.model, attention=cell.attention, **arguments)
-
-
-def _run(cell: Cell, grid: Grid, images: Images, store: Store, workers: int, watcher: Watcher) -> CellResult:
-    """Train one cell and write its result; a failure becomes a result, too."""
-    head = (cell.model, cell.attention, cell.seed)
-    try:
-        model = build(cell, grid, images)
-        counts = count(model, (3, images.image_size, images.image_size))
-        trained = fit(
-            model,
-            images,
-            grid.recipe,
-            seed=cell.seed,
-            directory=store.directory(cell),
-            workers=workers,
-            progress=lambda step, steps: watcher.stepped(cell, step, steps),
-        )
-        history = tuple(Epoch(**epoch) for epoch in trained.history)  # type: ignore[arg-type]
-        save(
-            model,
-            store.directory(cell) / WEIGHTS,
-            classes=images.classes,
-            transform=images.settings(),
-            extra={"seed": cell.seed, "data": grid.data, "recipe": grid.recipe.as_dict()},
-        )
-        result = CellResult(
-            *head,
-            "done",
-            history=history,
-            accuracy=history[-1].validation_accuracy,
-            parameters=counts.parameters,
-            macs=counts.macs,
-            train_seconds=trained.seconds,
-        )
-        store.write(cell, result)
-    except Exception as error:  # noqa: BLE001 - a cell may fail in any way, and must not stop the others
-        result = CellResult(*head, "failed", error=_in_words(error))
-        try:
-            store.write(cell, result)
-        except OSError as disk:  # a full disk: the result is still shown, and the cell is tried again next time
-            result = replace(result, error=f"{result.error}; and {_in_words(disk)}")
-    return result
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, AttendoError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _estimate(grid: Grid, images: Images, cells: Sequence[Cell]) -> float | None:
+def _estimate(grid: Grid, images: Images, cells: Sequence[Cell], jobs: int) -> float | None:
     """Return about how many seconds these cells will take, from a few training steps of each network."""
     size = (3, images.image_size, images.image_size)
     steps = len(images.train) // grid.recipe.batch_size * grid.recipe.epochs
@@ -171,13 +92,19 @@ def _estimate(grid: Grid, images: Images, cells: Sequence[Cell]) -> float | None
         try:
             network = build(Cell(model, attention, 0), replace(grid, pretrained=False), images)
             timed = compare_latency(
-                {"": network}, size, grid.recipe.batch_size, training=True, repeats=2, min_seconds=0.0, warm_up=1
+                {"": network},
+                size,
+                grid.recipe.batch_size,
+                training=True,
+                threads=threads_of(jobs),
+                repeats=3,
+                min_seconds=0.0,
             )
         except (AttendoError, RuntimeError, TypeError):
             continue  # the cell itself will say what is wrong
         validation = 0.4 * len(images.validation) / max(1, len(images.train))  # forward only costs about 0.4 of a step
         total += number * steps * timed.latencies[""].median_ms / 1000 * (1 + validation)
-    return total or None
+    return total / min(jobs, max(1, len(cells))) or None
 
 
 def _with_latency(results: list[CellResult], grid: Grid, images: Images, store: Store) -> list[CellResult]:

@@ -14,6 +14,7 @@ from attendo.comparison.grid import Cell
 from attendo.comparison.results import CellResult, read_result, write_atomically, write_result
 
 SPEC = "comparison.json"
+WEIGHTS = "weights.safetensors"
 
 
 class Store:
