@@ -10,9 +10,28 @@ from attendo._timm import register_models
 from attendo.layers import layer, list_layers
 
 __version__ = "0.1.0"
-__all__ = ["AttendoError", "create_model", "layer", "list_layers", "list_models"]
+__all__ = [
+    "AttendoError",
+    "create_model",
+    "from_pretrained",
+    "layer",
+    "list_layers",
+    "list_models",
+    "load",
+    "load_weights",
+    "push_to_hub",
+    "save",
+]
 
-_LAZY = {"create_model": "attendo.models", "list_models": "attendo.models"}  # these import timm, which takes seconds
+_LAZY = {  # these import timm, which takes seconds
+    "create_model": "attendo.models",
+    "from_pretrained": "attendo.checkpoints",
+    "list_models": "attendo.models",
+    "load": "attendo.checkpoints",
+    "load_weights": "attendo.checkpoints",
+    "push_to_hub": "attendo.checkpoints",
+    "save": "attendo.checkpoints",
+}
 
 
 def __getattr__(name: str) -> Any:
