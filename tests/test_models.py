@@ -11,6 +11,7 @@ import torch
 
 import attendo
 from attendo.models import attach, parse_attention
+from attendo.models.families import FAMILIES
 from attendo.models.zoo import BASES, NAMED
 
 PUBLISHED = {
@@ -55,7 +56,7 @@ def test_both_kernel_sets_of_the_large_epsanet_give_the_published_count():
         assert parameters(timm.create_model("epsanet50_large", attention_args=other)) == 27_899_518
 
 
-@pytest.mark.parametrize("name", attendo.list_models())
+@pytest.mark.parametrize("name", NAMED)
 def test_every_named_network_keeps_timms_promises(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=7, in_chans=1)
@@ -189,3 +190,36 @@ def test_all_bases_build():
     for name in BASES:
         with torch.device("meta"):
             assert attendo.create_model(name)(torch.empty(1, 3, 64, 64)).shape == (1, 1000)
+
+
+FAMILY_PARAMETERS = {
+    "eca_mobilenetv2": 3_504_872 + 10 * 1 + 7 * 3,  # kernel 1 in the ten blocks below 96 channels
+    "se_googlenet": 6_624_904
+    + sum(2 * c * (c // 16) + c // 16 + c for c in (256, 480, 512, 512, 512, 528, 832, 832, 1024)),
+    "cbam_densenet121": 7_978_856 + sum(2 * c * (c // 16) + c // 16 + c + 100 for c in (256, 512, 1024, 1024)),
+    "cbam_vgg16": 138_357_544 + sum(2 * c * (c // 16) + c // 16 + c + 100 for c in (64, 128, 256, 512, 512)),
+    "se_inception_v3": 23_834_568
+    + sum(2 * c * (c // 16) + c // 16 + c for c in (256, 288, 288, 768, 768, 768, 768, 768, 1280, 2048, 2048)),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_of_other_families_are_what_they_are_called(name):
+    model = timm.create_model(name).eval()
+    assert parameters(model) == FAMILY_PARAMETERS[name]
+    assert any(isinstance(module, attendo.layers.Attention) for module in model.modules())
+    model.reset_classifier(3)
+    size = 96 if name == "se_inception_v3" else 64
+    assert model(torch.randn(2, 3, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"se_googlenet", "cbam_vgg16"}))
+def test_networks_of_other_families_give_features(name):
+    model = timm.create_model(name, features_only=True, in_chans=1, out_indices=(1, 2)).eval()
+    maps = model(torch.randn(1, 1, 96, 96))
+    assert [m.shape[1] for m in maps] == model.feature_info.channels()
+
+
+def test_googlenet_says_what_it_cannot_do():
+    with pytest.raises(attendo.AttendoError, match="features_only"):
+        timm.create_model("se_googlenet", features_only=True)

@@ -9,12 +9,14 @@ from torch import nn
 
 from attendo._errors import InvalidArgument, UnknownName
 from attendo._registry import did_you_mean
+from attendo.models.families import FAMILIES
 from attendo.models.resnet import AttentionResNet, CifarResNet, Settings, attach
 from attendo.models.spec import NONE, format_attention, parse_attention
 from attendo.models.zoo import BASES, NAMED, build, remember
 
 __all__ = [
     "BASES",
+    "FAMILIES",
     "NAMED",
     "AttentionResNet",
     "CifarResNet",
@@ -51,7 +53,7 @@ def create_model(
 
     >>> model = create_model("resnet50", attention="triplet", stem="cifar", num_classes=10)
     >>> sum(p.numel() for p in model.parameters())
-    23525620
+    23525642
     """
     if name in BASES:
         return build(name, BASES[name], pretrained, attention=attention, attention_args=attention_args, **kwargs)
@@ -67,11 +69,12 @@ def create_model(
         raise UnknownName(f"model {name!r}: not known. {did_you_mean(name, [*BASES, *NAMED, *timm.list_models()])}")
     if not plain:
         raise InvalidArgument(
-            f"model {name!r}: attention={attention!r} is built into {', '.join(BASES)} only. Take one of these."
+            f"model {name!r}: attention={attention!r} is built into {', '.join(BASES)} only. Take one of these, or "
+            f"attendo.insertion.insert(model, ...), which puts attention into any network."
         )
     return remember(timm.create_model(name, pretrained=pretrained, **kwargs), name, kwargs)
 
 
 def list_models() -> list[str]:
     """Return the names of the networks with attention that attendo registers in timm, sorted."""
-    return sorted(NAMED)
+    return sorted([*NAMED, *FAMILIES])
