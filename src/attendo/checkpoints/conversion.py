@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from attendo._errors import CheckpointError
+from attendo.checkpoints import mobilenet
 from attendo.checkpoints.architecture import resnet_of
 from attendo.checkpoints.dialects import NETWORKS, PLAIN, Dialect, is_litter
-from attendo.checkpoints.mobilenet import NAME, mobilenet_of, rename
 from attendo.checkpoints.recipe import Recipe, build_on_meta, difference, plain
 from attendo.checkpoints.settings import READERS
 from attendo.layers._base import LAYERS
@@ -65,8 +65,8 @@ def convert(state: Mapping[str, Tensor]) -> Conversion:
     state = {key: value for key, value in state.items() if key not in litter}
     failures: list[tuple[int, str]] = []
     try:
-        if (mobilenet := _mobilenet(state)) is not None:
-            return replace(mobilenet, dropped=litter)
+        if (found := _mobilenet(state)) is not None:
+            return replace(found, dropped=litter)
     except CheckpointError as error:
         failures.append((0, f"a MobileNetV2: {error}"))
     for dialect in (PLAIN, *NETWORKS):
@@ -94,17 +94,16 @@ def convert(state: Mapping[str, Tensor]) -> Conversion:
 
 
 def _mobilenet(state: Mapping[str, Tensor]) -> Conversion | None:
-    found = mobilenet_of(state)
-    if found is None:
+    if "features.1.conv.0.0.weight" not in state or "classifier.1.bias" not in state:
         return None
-    renamed = {key: rename(key) for key in state}
+    renamed = {key: mobilenet.rename(key) for key in state}
     if None in renamed.values():
         raise CheckpointError(f"has no {next(key for key, ours in renamed.items() if ours is None)!r}")
-    mechanism, recipe = found
     tensors = {str(ours): state[key] for key, ours in renamed.items()}
+    mechanism, recipe = mobilenet.recipe_of(tensors)
     return Conversion(
         source="BangguWu/ECANet" if mechanism == "eca" else "torchvision",
-        base=NAME,
+        base=mobilenet.BASE,
         mechanism=mechanism,
         recipe=recipe,
         state=fit(tensors, build_on_meta(recipe)),

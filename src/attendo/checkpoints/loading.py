@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 
 from attendo._errors import CheckpointError, UnknownName
 from attendo._registry import did_you_mean
+from attendo.checkpoints import mobilenet
 from attendo.checkpoints.conversion import convert, fit, without_prefix
-from attendo.checkpoints.dialects import MODULES, NETWORKS, PLAIN, Dialect, is_litter
+from attendo.checkpoints.dialects import NETWORKS, PLAIN, is_litter
 from attendo.checkpoints.download import Progress
 from attendo.checkpoints.files import KEY, load, read_metadata, unwrapped
 from attendo.checkpoints.header import read_header
 from attendo.checkpoints.identity import identity_recipe
-from attendo.checkpoints.mobilenet import NAME as MOBILENET
+from attendo.checkpoints.mechanisms import MODULES
 from attendo.checkpoints.reading import flat, locate, read_state
 from attendo.checkpoints.recipe import Recipe, build
+from attendo.insertion.inserted import Inserted
 from attendo.layers import Attention
 from attendo.layers._base import LAYERS
 from attendo.layers.cbam_spatial import SpatialGate
@@ -76,7 +79,10 @@ def load_weights(target: nn.Module | str | None, source: Source, *, progress: Pr
     recipe, weights = conversion.recipe, conversion.state
     base, mechanism = _asked_for(target) or ("", "") if target is not None else (conversion.base, conversion.mechanism)
     if base == conversion.base and mechanism != conversion.mechanism == NONE:
-        recipe = identity_recipe(str(target), mechanism, recipe)
+        if base == mobilenet.BASE:
+            recipe = mobilenet.identity(recipe, weights)
+        else:
+            recipe = identity_recipe(str(target), mechanism, recipe)
         _log.info("no attention in the checkpoint: %r is inserted with an identity start", mechanism)
     elif (base, mechanism) != (conversion.base, conversion.mechanism):
         there = conversion.base + (f" with {conversion.mechanism}" if conversion.mechanism != NONE else "")
@@ -132,7 +138,7 @@ def _asked_for(name: str) -> tuple[str, str] | None:
     if name in BASES:
         return name, NONE
     if re.fullmatch(r"eca_mobilenet_?v2", name):
-        return MOBILENET, "eca"
+        return mobilenet.BASE, "eca"
     if match := re.fullmatch(r"epsanet(\d+)(?:_small|_large)?", name):
         return (f"resnet{match[1]}", "psa") if f"resnet{match[1]}" in BASES else None
     match = re.fullmatch(r"(.+?)_?(resnet\d+)(?:_cifar)?", name)
@@ -164,22 +170,20 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     if all(key in model.state_dict() for key in whole):
         bare = whole
     reasons: list[tuple[int, str]] = []
-    for dialect in _readings(model):
-        names = dict.fromkeys(bare, "") if dialect is None else {key: _name(dialect, key, model) for key in bare}
+    for reading in _readings(model):
+        names = {key: reading.rename(key) for key in bare}
         unknown = [key for key, ours in names.items() if ours is None]
-        said = "its own names" if dialect is None else dialect.source
         if unknown:
-            if dialect is not None and len(unknown) < len(names):
-                reasons.append((len(unknown), f"{said}: has no {unknown[0]!r}"))
+            if len(unknown) < len(names):
+                reasons.append((len(unknown), f"{reading.source}: has no {unknown[0]!r}"))
             continue
-        tensors = bare if dialect is None else {str(names[key]): value for key, value in bare.items()}
         try:
-            fitted, absent = _fit_around(model, tensors, () if dialect is None else dialect.computed)
+            tensors = {str(names[key]): value for key, value in bare.items()}
+            fitted, absent = _fit_around(model, tensors, reading.computed)
         except CheckpointError as error:
-            reasons.append((0, f"{said}: {error}"))
+            reasons.append((0, f"{reading.source}: {error}"))
             continue
-        if dialect is not None:
-            _reorder(model, fitted, dialect.settings.get("max_first"))
+        _reorder(model, fitted, reading.max_first)
         load_converted(model, fitted)
         if absent:
             _log.info("no attention in the checkpoint: its %d tensors in the model stay as they are", len(absent))
@@ -191,19 +195,28 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     )
 
 
-def _readings(model: nn.Module) -> Iterable[Dialect | None]:
-    """Return the dialects that a checkpoint of this model may speak; None stands for the model's own names."""
+@dataclass(frozen=True)
+class _Reading:
+    """A way to understand the names in a checkpoint."""
+
+    source: str
+    rename: Callable[[str], str | None]
+    computed: tuple[str, ...] = ()
+    max_first: bool | None = None
+
+
+def _readings(model: nn.Module) -> Iterator[_Reading]:
+    """Yield the ways in which a checkpoint of this model may be named, the model's own first."""
+    yield _Reading("its own names", str)
     if isinstance(model, Attention):
         name = next(name for name in LAYERS if LAYERS[name] is type(model))
-        return (None, *(dialect for dialect in (*NETWORKS, *MODULES) if dialect.mechanism == name))
-    return (None, PLAIN, *NETWORKS)
-
-
-def _name(dialect: Dialect, key: str, model: nn.Module) -> str | None:
-    if isinstance(model, Attention):
-        return dialect.rename_own(key)
-    ours = dialect.rename(key)
-    return None if ours is None else "".join(ours)
+        dialects = [dialect for dialect in (*NETWORKS, *MODULES) if dialect.mechanism == name]
+    else:
+        dialects = [PLAIN, *NETWORKS]
+    for dialect in dialects:
+        rename = dialect.rename_own if isinstance(model, Attention) else dialect.rename_whole
+        yield _Reading(dialect.source, rename, dialect.computed, dialect.settings.get("max_first"))
+    yield _Reading("torchvision, BangguWu/ECANet", mobilenet.rename)
 
 
 def _fit_around(
@@ -216,7 +229,7 @@ def _fit_around(
         (moved if key not in wanted and moved in wanted else key): tensors[key] for moved, key in followed.items()
     }
     tensors = {key: value for key, value in tensors.items() if key.rpartition(".")[2] not in computed}
-    paths = [f"{path}." for path, module in model.named_modules() if path and isinstance(module, Attention)]
+    paths = [f"{path}." for path, module in model.named_modules() if path and isinstance(module, Attention | Inserted)]
     attention = [key for key in wanted if key.startswith(tuple(paths))]
     if attention and not any(key in tensors for key in attention):
         held = {key: wanted[key] for key in attention}

@@ -11,7 +11,7 @@ import copy
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -199,8 +199,12 @@ def describe(
     added = [plain(dict(e), "insertions") for e in (_record(model) if inserted is None else inserted)]
     reasons = []
     for candidate in _candidates(model, name, arguments):
-        recipe = Recipe(candidate.name, plain(candidate.arguments, f"arguments of {candidate.name}"), added)
+        recipe = Recipe(candidate.name, plain(candidate.arguments, f"arguments of {candidate.name}"))
         try:
+            built_in = _record(build_on_meta(recipe))  # some named networks are made by insertion
+            recipe = replace(
+                recipe, insertions=[entry for entry in added if entry not in plain(built_in, "insertions")]
+            )
             reason = difference(model, build_on_meta(recipe))
         except CheckpointError as error:
             reason = str(error)
