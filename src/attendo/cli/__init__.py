@@ -27,6 +27,9 @@ app.command(
 app.command("attendo.cli.training:train", help="Train one network and save its weights.")
 app.command("attendo.cli.training:evaluate", help="Measure saved weights on labelled images.")
 app.command("attendo.cli.training:predict", help="Name the classes of images.")
+app.command("attendo.cli.converting:insert", help="Put attention into any network; show where and what it costs.")
+app.command("attendo.cli.converting:convert", help="Turn a published checkpoint into a file that describes itself.")
+app.command("attendo.cli.converting:export", help="Write a network for ONNX, torch.export or OpenVINO, proven equal.")
 app.command("attendo.cli.inspecting:summary", help="Print the layers of a network, with parameters and MACs.")
 app.command("attendo.cli.inspecting:profile", help="Compare what networks cost: MACs, latency, memory.")
 app.command("attendo.cli.inspecting:list_names", name="list", help="List the mechanisms and networks.")
@@ -43,13 +46,13 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError:
         sys.exit(2)
-    except AttendoError as error:
-        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here", highlight=False)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `attendo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (AttendoError, OSError) as error:  # OSError: a file that is not there, a full disk
+        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -46,6 +46,8 @@ def compare(
     image_size: int | None = None,
     stem: str | None = None,
     pretrained: Annotated[bool, Parameter(negative="")] = False,
+    base: str | None = None,
+    weights: Path | None = None,
     out: Path | None = None,
     jobs: int | None = None,
     workers: int = 0,
@@ -63,6 +65,9 @@ def compare(
         image_size: Side in pixels of what the networks see; by default what fits the data.
         stem: imagenet, stride2 or cifar; by default the network's own.
         pretrained: Start from timm's weights of the plain network.
+        base: In place of --models: one finished network, of attendo or timm, into which the attention is inserted so
+            that at first it changes nothing; then all are fine-tuned for the same steps.
+        weights: With --base: its checkpoint, official or saved by attendo.
         out: Directory of the results; by default one for these settings under attendo-results.
         jobs: Networks trained at once; by default one on a GPU, else one per core up to 8.
         workers: Processes that read images, for each network.
@@ -70,7 +75,7 @@ def compare(
     """
     grid = Grid(
         data=data,
-        models=models,
+        models=models if base is None else (base,),
         attention=attention,
         seeds=tuple(range(seeds)),
         recipe=recipe.recipe(),
@@ -78,6 +83,8 @@ def compare(
         image_size=image_size,
         stem=stem,
         pretrained=pretrained,
+        insert=base is not None,
+        weights=None if weights is None else str(weights),
     )
     console = Console()
     with Screen(console, grid) as screen:

@@ -54,6 +54,7 @@ def profile(
     threads: int | None = None,
     seconds: float = 1.0,
     csv: Path | None = None,
+    engines: Annotated[tuple[str, ...], Many] = (),
 ) -> int:
     """Compare parameters, MACs, latency and peak memory of networks, measured in turns in one run.
 
@@ -68,12 +69,22 @@ def profile(
         threads: Threads of torch.
         seconds: Seconds of latency samples per network, at least.
         csv: File for the numbers.
+        engines: Measure latency in these engines instead: eager, compile, onnxruntime, openvino, openvino-bf16.
     """
     networks = {}
     for model in models:
         for word in attention if model in BASES else (NONE,):
             name = model if parse_attention(word)[0] == NONE else f"{model} {word}"
             networks[name] = _build(model, word, stem if model in BASES else None, num_classes)
+    if engines:
+        from attendo.exports import compare_engines
+
+        size = (3, image_size, image_size)
+        table = compare_engines(
+            networks, engines, input_size=size, batch_sizes=(batch_size,), threads=threads, min_seconds=seconds
+        )
+        Console(soft_wrap=True).print(str(table), markup=False, highlight=False)
+        return 0
     found = measure(networks, (3, image_size, image_size), batch_size, training, threads, min_seconds=seconds)
     Console(soft_wrap=True).print(str(found), markup=False, highlight=False)
     if csv is not None:

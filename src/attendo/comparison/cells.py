@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from attendo._errors import AttendoError
-from attendo.checkpoints import save
+from attendo.checkpoints import load_weights, save
 from attendo.comparison.grid import Cell, Grid
 from attendo.comparison.results import CellResult, Epoch
 from attendo.comparison.store import WEIGHTS, Store
 from attendo.comparison.watcher import Watcher
 from attendo.data import Images
-from attendo.models import create_model
+from attendo.insertion import insert
+from attendo.models import create_model, parse_attention
+from attendo.models.spec import NONE
 from attendo.profiling import count
 from attendo.training import fit
 
@@ -36,11 +38,23 @@ def run_here(
 
 def build(cell: Cell, grid: Grid, images: Images) -> nn.Module:
     """Build a cell's network; with one seed the backbone starts the same whatever the attention."""
-    arguments: dict[str, Any] = {"num_classes": len(images.classes), "pretrained": grid.pretrained}
-    if grid.stem is not None:
-        arguments["stem"] = grid.stem
+    arguments: dict[str, Any] = {} if grid.stem is None else {"stem": grid.stem}
     torch.manual_seed(cell.seed)
-    return create_model(cell.model, attention=cell.attention, **arguments)
+    if not grid.insert:
+        arguments |= {"num_classes": len(images.classes), "pretrained": grid.pretrained}
+        return create_model(cell.model, attention=cell.attention, **arguments)
+    model: Any
+    if grid.weights is None:
+        model = create_model(cell.model, pretrained=grid.pretrained, **arguments)
+    else:
+        model = load_weights(cell.model, grid.weights)
+    if model.num_classes != len(images.classes):
+        torch.manual_seed(cell.seed)  # the fresh classifier is the same whatever was drawn before
+        model.reset_classifier(len(images.classes))
+    name, settings = parse_attention(cell.attention)
+    if name != NONE:
+        insert(model, name, input_size=(3, images.image_size, images.image_size), **settings)
+    return model
 
 
 def train(

@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 
-from attendo._errors import InvalidArgument, UnknownName
+from attendo._errors import CheckpointError, InvalidArgument, UnknownName
 from attendo._registry import did_you_mean
 from attendo.models import BASES, NAMED, format_attention, parse_attention
 from attendo.training import Recipe
@@ -37,6 +37,9 @@ class Grid:
         image_size: side in pixels; None takes the data's own.
         stem: ``"imagenet"``, ``"stride2"`` or ``"cifar"``; None takes the network's own.
         pretrained: start from timm's weights of the plain network.
+        insert: put the attention into the finished network with an identity start, to be fine-tuned, instead of
+            building it in.
+        weights: a checkpoint of the plain network to start from; with ``insert`` only.
 
     Raises:
         UnknownName: a model or mechanism that does not exist.
@@ -52,6 +55,8 @@ class Grid:
     image_size: int | None = None
     stem: str | None = None
     pretrained: bool = False
+    insert: bool = False
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         words = tuple(format_attention(*parse_attention(word)) for word in self.attention)
@@ -62,6 +67,11 @@ class Grid:
             twice = sorted({entry for entry in entries if entries.count(entry) > 1})
             if twice:
                 raise InvalidArgument(f"compare: {name} has {twice[0]!r} twice; each may stand once. Remove one.")
+        if self.weights is not None and (self.pretrained or not self.insert):
+            raise InvalidArgument(
+                f"compare: weights={self.weights!r} are loaded into a finished network before attention is inserted. "
+                f"Pass --base in place of --models, and no --pretrained."
+            )
         for model in self.models:
             if model not in BASES and model not in NAMED and not timm.is_model(model.split(".")[0]):
                 raise UnknownName(f"model {model!r}: not known. {did_you_mean(model, [*BASES, *NAMED])}")
@@ -86,6 +96,8 @@ class Grid:
             "image_size": self.image_size,
             "stem": self.stem,
             "pretrained": self.pretrained,
+            "insert": self.insert,
+            "weights": _digest_of(self.weights),
             **self.recipe.as_dict(),
         }
 
@@ -115,6 +127,21 @@ class Cell:
     def directory(self, common: dict[str, Any]) -> str:
         """Return the name of the cell's directory."""
         return f"{_plain(f'{self.model}-{self.attention}')}-seed{self.seed}-{self.fingerprint(common)}"
+
+
+def _digest_of(path: str | None) -> str | None:
+    """Return a hash of a file's content, so that other weights under the same name are another comparison.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    if path is None:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    except OSError as error:
+        raise CheckpointError(f"weights {path}: {error.strerror}. Check the path.") from None
 
 
 def _plain(text: str) -> str:

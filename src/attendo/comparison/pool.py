@@ -100,11 +100,16 @@ def run_in_processes(
                 del running[pid]
                 results[cell] = what
                 watcher.finished(cell, what)
-    finally:
+    except BaseException:
         for process in processes:
             process.terminate()
+        raise
+    finally:
         for process in processes:
             process.join()
+        for channel in (tasks, events):
+            channel.close()
+            channel.join_thread()
     return results
 
 
