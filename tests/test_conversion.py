@@ -22,11 +22,12 @@ from attendo.insertion import insert
 from attendo.layers import Attention
 from conftest import SHARED
 from fill import filled, image_like
-from parity import MODULES
+from parity import MODULES, Parity, load_by_position
 from test_parity import compare
 
 GOLDEN = SHARED / "golden"
 OWN = json.loads((Path(__file__).parent / "golden" / "networks.json").read_text())
+BY_POSITION = {"xmu_sk_c64"}  # it has a layer per branch where we have one for all: not a matter of names
 RELATIVE = 1e-4  # of the largest output, for whole networks
 
 in_shared = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the recorded outputs are not beside this checkout")
@@ -75,12 +76,23 @@ def published(call: str) -> nn.Module:
     return randomised(eval(f"official.{call}", {"official": official}))
 
 
-def assert_equal(ours: nn.Module, theirs: nn.Module, side: int = 64, channels: int = 3) -> None:
-    x = image_like([2, channels, side, side])
+def difference(ours: nn.Module, theirs: nn.Module, side: int = 64) -> float:
+    """Largest difference of two networks' outputs, relative to the largest output."""
+    x = image_like([2, 3, side, side])
     with torch.no_grad():
         want, got = theirs(x), ours(x)
     assert got.shape == want.shape
-    assert (got - want).abs().max() <= RELATIVE * want.abs().max()
+    return float((got - want).abs().max() / want.abs().max())
+
+
+def assert_equal(ours: nn.Module, theirs: nn.Module, side: int = 64) -> None:
+    assert difference(ours, theirs, side) <= RELATIVE
+
+
+def call_difference(call: str, side: int) -> float:
+    """How far the network that a transcription's weights turn out to be is from the transcription."""
+    theirs = published(call)
+    return difference(attendo.load_weights(None, theirs.state_dict()), theirs, side)
 
 
 @pytest.mark.parametrize(
@@ -126,43 +138,63 @@ def fixtures(kind: str) -> list[str]:
     )
 
 
-@in_shared
-@pytest.mark.slow
-@pytest.mark.parametrize("formula", ["sin", "hash"])
-@pytest.mark.parametrize("name", fixtures("model"))
-def test_a_whole_network_equals_the_recorded_official_output(name, formula):
+def network_difference(name: str, formula: str) -> float:
+    """How far the network that a fixture's state dict turns out to be is from the fixture's output."""
     fixture = json.loads((GOLDEN / f"{name}.json").read_text())
     record = fixture if formula == "sin" else fixture["hash"]
     model = attendo.load_weights(None, filled(fixture["state_dict"], record["scale"]["weight"], formula))
     with torch.no_grad():
         output = model(image_like(fixture["input_shape"]))
     assert sum(p.numel() for p in model.parameters()) == fixture["params_total"]
-    assert compare(output, record) <= RELATIVE
+    return compare(output, record)
 
 
 @in_shared
-@pytest.mark.parametrize("parity", [p for p in MODULES if not p.fixture.startswith("xmu")], ids=lambda p: p.fixture)
-def test_a_single_mechanism_takes_the_names_of_its_source(parity):
+@pytest.mark.slow
+@pytest.mark.parametrize("formula", ["sin", "hash"])
+@pytest.mark.parametrize("name", fixtures("model"))
+def test_a_whole_network_equals_the_recorded_official_output(name, formula):
+    assert network_difference(name, formula) <= RELATIVE
+
+
+def module_difference(parity: Parity, formula: str) -> float:
+    """How far a mechanism with a source's state dict is from the source's output."""
     fixture = json.loads((GOLDEN / f"{parity.fixture}.json").read_text())
-    record = fixture["hash"] or fixture
-    module = parity.build()
-    scale = record["scale"]["weight"] if record["scale"] else 1.0
-    kept = dict.fromkeys(fixture["kept_tensors"], 0)
-    state = filled(fixture["state_dict"], scale, "hash")
-    attendo.load_weights(module, {key: value * kept.get(key, 1) for key, value in state.items()})
+    record = fixture if formula == "sin" else fixture["hash"]
+    state = filled(fixture["state_dict"], record["scale"]["weight"], formula) if fixture["state_dict"] else {}
+    state = {key: value * (key not in fixture["kept_tensors"]) for key, value in state.items()}
+    module = parity.build().eval()
+    if parity.fixture in BY_POSITION:
+        load_by_position(module, state)
+    else:
+        attendo.load_weights(module, state)
     x = image_like(fixture["input_shape"])
     with torch.no_grad():
         output = module.gates(x)[0] if parity.gate else module(x)
-    assert compare(output, record) <= 1e-5
+    return compare(output, record)
+
+
+@in_shared
+@pytest.mark.parametrize("formula", ["sin", "hash"])
+@pytest.mark.parametrize("parity", MODULES, ids=lambda p: p.fixture)
+def test_a_single_mechanism_takes_the_names_of_its_source(parity, formula):
+    if formula == "hash" and not json.loads((GOLDEN / f"{parity.fixture}.json").read_text()).get("hash"):
+        pytest.skip("this source has no parameters to fill twice")
+    assert module_difference(parity, formula) <= 1e-5
 
 
 TIMM = ["seresnet18", "seresnext50_32x4d", "ecaresnet50d", "ecaresnet50t"]
 
 
+def timm_difference(name: str) -> float:
+    """How far the network that timm's weights turn out to be is from timm's."""
+    theirs = randomised(timm.create_model(name, num_classes=11))
+    return difference(attendo.load_weights(None, theirs.state_dict()), theirs)
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_networks_are_recognised_where_the_architecture_is_ours(name):
-    theirs = randomised(timm.create_model(name, num_classes=11))
-    assert_equal(attendo.load_weights(None, theirs.state_dict()), theirs)
+    assert timm_difference(name) <= RELATIVE
 
 
 @pytest.mark.parametrize("name", ["ecaresnetlight", "skresnet18", "mobilenetv3_small_050"])
