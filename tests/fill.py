@@ -1,7 +1,8 @@
 """A deterministic fill of weights and inputs, so that two implementations can be compared without exchanging files.
 
 Every entry of a state dict gets values that depend on its position i in the dict, its shape and the last part of its
-name: an integer hash of (i, j) for "hash", sin(a j + i) for "sin", scaled by sqrt(2 / fan_in) for matrices and convolutions.
+name: an integer hash of (i, j) for "hash", sin(a j + i) for "sin", scaled by sqrt(2 / fan_in) for matrices and
+convolutions.
 """
 
 from __future__ import annotations

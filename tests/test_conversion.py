@@ -17,7 +17,7 @@ from torch import nn
 
 import attendo
 import official
-from attendo.checkpoints import convert, download, read_metadata, reading
+from attendo.checkpoints import convert, convert_file, download, read_metadata, reading
 from attendo.insertion import insert
 from attendo.layers import Attention
 from conftest import SHARED
@@ -260,6 +260,7 @@ def mobilenet(kernel=lambda width: 1 if width < 96 else 3) -> nn.Module:
 
 def test_eca_mobilenet_is_recognised(tmp_path):
     theirs = mobilenet()
+    assert str(convert(theirs.state_dict()).recipe) == "eca_mobilenetv2(num_classes=6)"
     for target in ("eca_mobilenetv2", None, attendo.create_model("eca_mobilenetv2", num_classes=6)):
         ours = attendo.load_weights(target, theirs.state_dict())
         assert_equal(ours, theirs)
@@ -362,6 +363,26 @@ def test_a_loaded_checkpoint_can_be_saved_with_its_description(tmp_path):
     assert_equal(attendo.load_weights("eca_resnet18", path), theirs)
     with pytest.raises(attendo.AttendoError, match="describes itself as resnet18"):
         attendo.load_weights("se_resnet18", path)
+
+
+def test_a_file_with_official_names_is_written_as_one_that_describes_itself(tmp_path):
+    theirs = published("eca(18, (3, 5, 7, 7), classes=3)")
+    state = {f"module.{key}": value for key, value in theirs.state_dict().items()} | {
+        "module.total_ops": torch.zeros(1)
+    }
+    torch.save({"state_dict": state}, tmp_path / "official.pth.tar")
+    done = convert_file(tmp_path / "official.pth.tar", tmp_path / "ours.safetensors", classes=("a", "b", "c"))
+    assert (done.recipe, done.source, done.dropped) == (
+        "eca_resnet18(num_classes=3)",
+        "BangguWu/ECANet",
+        ("total_ops",),
+    )
+    assert len(done.renamed) == len(theirs.state_dict())
+    assert "130 kept, 1 dropped total_ops" in str(done)
+    assert_equal(attendo.load(done.path), theirs)
+    assert read_metadata(done.path).extra == {"converted_from": "official.pth.tar", "names_of": "BangguWu/ECANet"}
+    again = convert_file(done.path, tmp_path / "again.safetensors", "eca_resnet18")
+    assert_equal(attendo.load(again.path), theirs)
 
 
 def without(state: dict, key: str) -> dict:

@@ -291,6 +291,15 @@ def test_what_cannot_be_replaced_is_refused_and_nothing_changes(attention, argum
     assert_unchanged(model, before)
 
 
+def test_a_convolution_with_attention_behind_it_is_not_replaced():
+    model = Residual()
+    insert(model, "se", "last.conv2", input_size=SIZE)
+    before = fingerprint(model)
+    with pytest.raises(attendo.AttendoError, match=r"behind the convolution 'last.conv2' there is 'se'"):
+        replace(model, "sk", what="last.conv2", input_size=SIZE)
+    assert_unchanged(model, before)
+
+
 def test_something_else_than_a_network_is_refused():
     with pytest.raises(attendo.AttendoError, match=r"insert: got str; it works on an nn\.Module"):
         insert("resnet18", "se")

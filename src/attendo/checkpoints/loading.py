@@ -59,7 +59,7 @@ def load_weights(target: nn.Module | str | None, source: Source, *, progress: Pr
         _known(target)
     if not isinstance(source, Mapping):
         path = locate(source, progress)
-        if _describes_itself(path):
+        if describes_itself(path):
             return _from_own_file(target, path)
         state = read_state(path)
     else:
@@ -95,7 +95,8 @@ def load_weights(target: nn.Module | str | None, source: Source, *, progress: Pr
     return model
 
 
-def _describes_itself(path: Path) -> bool:
+def describes_itself(path: Path) -> bool:
+    """Tell whether ``save`` wrote a file."""
     with path.open("rb") as file:
         return file.read(9)[8:9] == b"{" and KEY in read_header(path).metadata
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from attendo.checkpoints import load, load_weights, read_metadata, save
+from attendo.checkpoints import convert_file, load, load_weights, read_metadata, save
 from attendo.cli.comparing import Many
 from attendo.insertion import insert as put
 from attendo.insertion import sites
@@ -61,8 +61,7 @@ def convert(source: str, target: Path, *, model: str | None = None) -> int:
         target: The file to write, .safetensors.
         model: The network it is for; by default the checkpoint says.
     """
-    save(load_weights(model, source), target)
-    Console(soft_wrap=True).print(f"{target}: {read_metadata(target).recipe}", markup=False, highlight=False)
+    Console(soft_wrap=True).print(str(convert_file(source, target, model)), markup=False, highlight=False)
     return 0
 
 

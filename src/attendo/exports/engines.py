@@ -101,15 +101,21 @@ def _compiled(model: nn.Module, folder: Path, size: tuple[int, int, int], thread
     return compiled
 
 
+def _onnx_file(model: nn.Module, folder: Path, size: tuple[int, int, int]) -> Path:
+    """Export once for all engines that read ONNX."""
+    path = folder / "model.onnx"
+    if not path.exists():
+        export(model, path, input_size=size, dynamic_size=False, batch_sizes=(2,))
+    return path
+
+
 def _onnxruntime(model: nn.Module, folder: Path, size: tuple[int, int, int], threads: int) -> Run:
-    export(model, folder / "model.onnx", input_size=size, dynamic_size=False, batch_sizes=(2,))
-    return graph.session(folder / "model.onnx", threads)
+    return graph.session(_onnx_file(model, folder, size), threads)
 
 
 def _openvino(precision: str) -> Callable[[nn.Module, Path, tuple[int, int, int], int], Run]:
     def build(model: nn.Module, folder: Path, size: tuple[int, int, int], threads: int) -> Run:
-        export(model, folder / "model.onnx", input_size=size, dynamic_size=False, batch_sizes=(2,))
-        return openvino_session(folder / "model.onnx", precision, threads)
+        return openvino_session(_onnx_file(model, folder, size), precision, threads)
 
     return build
 
@@ -159,12 +165,13 @@ def compare_engines(
     count = torch.get_num_threads() if threads is None else threads
     ready = {name: prepared(model) for name, model in models.items()}
     rows: list[EngineRow] = []
-    for engine in engines:
-        with tempfile.TemporaryDirectory() as folder:
-            runs = {}
-            for i, (name, model) in enumerate(ready.items()):
-                (place := Path(folder) / str(i)).mkdir()
-                runs[name] = _Engine(ENGINES[engine](model, place, input_size, count))
+    with tempfile.TemporaryDirectory() as folder:
+        places = {name: Path(folder) / str(i) for i, name in enumerate(ready)}
+        for place in places.values():
+            place.mkdir()
+        for engine in engines:
+            build = ENGINES[engine]
+            runs = {name: _Engine(build(model, places[name], input_size, count)) for name, model in ready.items()}
             for batch in batch_sizes:
                 measured = compare_latency(
                     runs, input_size, batch, threads=count, repeats=repeats, min_seconds=min_seconds

@@ -184,7 +184,7 @@ def insertions(model: nn.Module, asked_by: str) -> Iterator[tuple[str, str, Inse
         if is_site(module):
             home = f"{path}.{getattr(module, _FAR, NAME)}".removeprefix(".")
             found[home] = (path, home, cast(Inserted, model.get_submodule(home)))
-        elif isinstance(module, Replaced):
+        if isinstance(module, Replaced):
             found[path] = (path, path, module)
     for path, module in model.named_modules():
         if isinstance(module, Inserted):

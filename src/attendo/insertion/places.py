@@ -41,10 +41,9 @@ def stages(traced: Trace) -> list[Place]:
 
 def site_of(traced: Trace, value: Value) -> str | None:
     """Return the path of the module that stands for a value, or None."""
-    alone = [call for call in value.returned_by if len(value.users) == 1 and value.users[0].frame is call.parent]
-    for call in (
-        value.makers or alone
-    ):  # a value that no module computed may still pass through one: drop path, identity
+    # a value that no module computed may still pass through one on its only way: drop path, an identity
+    passing = [call for call in value.returned_by if len(value.users) == 1 and value.users[0].frame is call.parent]
+    for call in value.makers or passing:
         ours = any(isinstance(frame.module, Inserted) for frame in call.line)
         if not ours and call.path and len(traced.calls[call.path]) == 1:
             return call.path
@@ -69,9 +68,14 @@ def residual_convolutions(traced: Trace) -> list[str]:
     found = []
     for frame, _ in _residual_sums(traced):
         inside = (calls[0] for calls in traced.calls.values() if frame in calls[0].line)
-        wide = (call.path for call in inside if max(_kernel(call)) > 1)
+        wide = (_owner(call).path for call in inside if max(_kernel(call)) > 1)
         found += [path for path, _ in zip(wide, range(1), strict=False)]
     return list(dict.fromkeys(found))
+
+
+def _owner(call: Call) -> Call:
+    """The call itself, or that of the mechanism of ours which it belongs to."""
+    return next((frame for frame in call.line if isinstance(frame.module, Inserted)), call)
 
 
 def _kernel(call: Call) -> tuple[int, ...]:

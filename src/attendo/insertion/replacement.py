@@ -87,6 +87,11 @@ def replace(
     done, planned = Sites(), []
     for site, own in zip(found, chosen, strict=True):
         present, original = held.get(site.path), None
+        if convolves and present is not None and not isinstance(present, Replaced):
+            raise InvalidArgument(
+                f"replace: behind the convolution {site.path!r} there is {present.name!r}, which would lose its place. "
+                f"Call remove(model, [{site.path!r}]) first, or name other convolutions."
+            )
         arguments: tuple[int, ...] = (site.channels,)
         size = (site.height, site.width)
         if isinstance(present, Replaced):
@@ -122,8 +127,10 @@ def existing(traced: Trace) -> Iterator[tuple[str, str]]:
     held = {path: inserted.name for path, _, inserted in insertions(traced.model, "replace")}
     for path, module in traced.model.named_modules():
         kind = kind_of(module)
-        if path in held:
+        if path in held:  # what was inserted behind a module, be it attention itself, goes first
+            inside += (f"{path}.",)
             yield path, held[path]
+            continue
         if kind is None or path.startswith(inside) or isinstance(module, AttentionConv):
             continue
         inside += (f"{path}.",)
@@ -133,7 +140,7 @@ def existing(traced: Trace) -> Iterator[tuple[str, str]]:
 
 def _attention(traced: Trace, what: Where | None) -> Sites:
     known = dict(existing(traced))
-    if what is None or (callable(what)):
+    if what is None or callable(what):
         paths = [path for path, kind in known.items() if what is None or what(site_at(traced, path, kind))]
         if not paths:
             raise InvalidArgument(
