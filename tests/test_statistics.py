@@ -52,9 +52,16 @@ def test_differences_are_paired_by_seed():
     assert paired({0: 1.0}, {1: 1.0}, "none") is None
 
 
-def test_differences_without_spread_are_not_nan():
+def test_differences_without_spread_claim_nothing():
     assert paired({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5}, "none").p_value == 1.0
-    assert paired({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5}, "none").p_value == 0.0
+    assert paired({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5}, "none").p_value == 1.0  # not certainty
+
+
+def test_seeds_that_agree_to_the_image_are_no_evidence():
+    text = verdict(summarise(cells(none=[0.1, 0.1], static=[0.07, 0.07], se=[0.07, 0.07])))
+    assert "lowered" not in text
+    assert "±0.0" not in text
+    assert "hardly been trained" in text
 
 
 def test_a_clear_gain_is_called_higher_and_noise_is_not():
@@ -91,7 +98,7 @@ def test_costs_that_were_not_measured_are_nan():
 
 
 def test_the_static_control_takes_the_credit_that_is_its_own():
-    results = cells(none=[0.70, 0.71, 0.72], static=[0.80, 0.81, 0.82], se=[0.801, 0.812, 0.819])
+    results = cells(none=[0.70, 0.71, 0.72], static=[0.80, 0.811, 0.82], se=[0.801, 0.812, 0.819])
     text = verdict(summarise(results))
     assert "static, se raised accuracy" in text
     assert "None is detectably better than a static gate" in text

@@ -9,15 +9,17 @@ from typing import Generic, TypeVar
 from attendo._errors import InvalidArgument, UnknownName
 
 T = TypeVar("T")
+SHOWN = 30  # names that an error message lists
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the half-sentence that helps someone who mistyped ``name``: close matches, else all that is known."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(match) for match in close)}?"
-    return f"Known: {', '.join(known)}."
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"Known: {', '.join(known[:SHOWN])}{more}."
 
 
 class Registry(Generic[T]):

@@ -61,7 +61,7 @@ def compare(
         attention: Mechanisms, with settings after a colon: se se:reduction=8. none is no attention, static a gate
             with SE's parameters that never looks at the image.
         seeds: How many times each network is trained.
-        limit: Training images to keep.
+        limit: Training images to keep; validation images in proportion.
         image_size: Side in pixels of what the networks see; by default what fits the data.
         stem: imagenet, stride2 or cifar; by default the network's own.
         pretrained: Start from timm's weights of the plain network.

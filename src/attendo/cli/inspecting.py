@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from attendo import list_layers
+from attendo.checkpoints import load
 from attendo.models import BASES, create_model, list_models, parse_attention
 from attendo.models.spec import NONE
 from attendo.profiling import profile as measure
@@ -30,14 +31,14 @@ def summary(
     """Print the layers of a network with their output shapes, parameters and MACs.
 
     Args:
-        model: A network of attendo or timm: cbam_resnet50, resnet50 ..., see attendo list.
+        model: A network of attendo or timm: cbam_resnet50, resnet50 ..., see attendo list; or a file of weights.
         attention: A mechanism, with settings after a colon, for a plain ResNet.
         stem: imagenet, stride2 or cifar; by default the network's own.
         image_size: Side in pixels.
         num_classes: Outputs of the network.
         depth: Levels of nesting to show; by default all.
     """
-    network = _build(model, attention, stem, num_classes)
+    network = load(model) if Path(model).is_file() else _build(model, attention, stem, num_classes)
     found = summarise(network, (3, image_size, image_size), depth=depth)
     Console(soft_wrap=True).print(str(found), markup=False, highlight=False)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from attendo._errors import CheckpointError, DataError
+from attendo._errors import CheckpointError, DataError, InvalidArgument
 from attendo.checkpoints import Metadata, load, read_metadata
 from attendo.cli.comparing import Screen
 from attendo.cli.options import RecipeOptions
 from attendo.comparison import MODELS, Grid
 from attendo.comparison import compare as run
+from attendo.comparison.store import WEIGHTS
 from attendo.data import evaluation_transform, read_image
 from attendo.data import load as load_images
 from attendo.training import evaluate as measure
@@ -72,7 +74,9 @@ def train(
     if result.accuracy is None:
         return 1
     console.print(f"validation accuracy {100 * result.accuracy:.2f} %")
-    console.print(f"weights: {escape(str(outcome.weights[0]))}", soft_wrap=True)
+    weights = outcome.directory / WEIGHTS
+    shutil.copyfile(outcome.weights[0], weights)
+    console.print(f"weights: {escape(str(weights))}", soft_wrap=True)
     return 0
 
 
@@ -126,6 +130,8 @@ def predict(weights: Path, *images: Path, top: int = 3) -> int:
         images: Image files.
         top: How many classes to name.
     """
+    if not images:
+        raise InvalidArgument("predict: no image given. Name one or more image files after the weights.")
     model, metadata = _load(weights)
     transform = evaluation_transform(metadata.transform)
     console = Console()

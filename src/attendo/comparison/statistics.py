@@ -89,8 +89,8 @@ def paired(values: dict[int, float], reference: dict[int, float], against: str) 
     differences = [values[seed] - reference[seed] for seed in seeds]
     if len(seeds) < 2:
         p_value = math.nan
-    elif np.ptp(differences) < 1e-12:  # no spread but rounding: the t statistic is 0/0 or infinite
-        p_value = 1.0 if abs(differences[0]) < 1e-12 else 0.0
+    elif np.ptp(differences) < 1e-12:  # equal to the image: a coincidence of few images or seeds, not certainty
+        p_value = 1.0
     else:
         p_value = float(stats.ttest_1samp(differences, 0).pvalue)
     return Contrast(against, interval(differences), p_value, p_value)
@@ -188,7 +188,9 @@ def verdict(summaries: Sequence[Summary]) -> str:
     if single:
         lines.append(f"One seed is no evidence either way: {', '.join(single)}. Run more seeds.")
     halves = [c.difference.high - c.difference.mean for _, c in contrasts if not math.isnan(c.p_value)]
-    if halves:
+    if halves and float(np.median(halves)) < 1e-9:
+        lines.append("The seeds do not differ at all: these networks have hardly been trained, or on too few images.")
+    elif halves:
         counts = {len(c.difference.values) for _, c in contrasts if not math.isnan(c.p_value)}
         seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
         lines.append(
