@@ -39,7 +39,7 @@ FAILURES = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # a repr would print the whole graph
 class Value:
     """One value of one tensor. ``axis`` is where its channels are, if known; ``frame`` is the call that computed it."""
 
@@ -63,7 +63,7 @@ class Value:
         return [call for call in self.returned_by if call.start <= self.index]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # a repr would print the whole graph
 class Call:
     """One call of a module. ``start`` and ``end`` enclose the indices of the values computed inside it."""
 
@@ -86,7 +86,7 @@ class Call:
             call = call.parent
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # a repr would print the whole graph
 class Trace:
     """What a dry run saw. ``model`` is the copy that ran, on ``inputs``; ``outputs`` are the values that came out."""
 
