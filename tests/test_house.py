@@ -17,6 +17,7 @@ PACKAGE = Path(attendo.__file__).parent
 LINE = [
     {"_errors"},
     {"_registry"},
+    {"kernels"},
     {"functional"},
     {"layers"},
     {"insertion"},

@@ -205,6 +205,10 @@ def test_a_container_that_runs_its_children_keeps_running_only_those():
     assert not any("attendo" in key for key in model.state_dict())
 
 
+def test_attention_goes_before_the_layer_scale():
+    assert sites(network("torchvision convnext_tiny"), "auto", SIZE)[0].path == "features.1.0.block.6"
+
+
 def test_the_placement_and_kernels_of_official_eca_mobilenet_v2():
     model = network("torchvision mobilenet_v2")
     done = insert(model, "eca", start="paper", kernel_size=lambda site: 1 if site.channels < 96 else 3)

@@ -203,6 +203,19 @@ def test_factors_go_into_the_inputs_of_a_convolution_where_its_groups_allow(grou
     assert close(model(batches()[0]), want)
 
 
+def test_a_negative_factor_does_not_pass_a_relu():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    insert(model, "static", "1", input_size=SIZE)
+    for name, parameter in steady(model).named_parameters():
+        if name.endswith("alpha"):
+            nn.init.constant_(parameter, 5.0)  # beyond the mechanism: 1 + 5 * (gate - 1)
+    want = model(batches()[0])
+    report = fold(model, batches())
+    assert report[0].low < 0
+    assert report[0].into == "2"
+    assert close(model(batches()[0]), want)
+
+
 def test_accuracy_is_reported_where_there_are_labels():
     model = network("own residual")
     insert(model, "static", start="paper", input_size=SIZE)

@@ -28,7 +28,7 @@ def resnet_of(shapes: Shapes) -> tuple[str, dict[str, Any]]:
     fitting = [
         name
         for name, network in BASES.items()
-        if network.layers == layers and (network.block is Bottleneck) == bottleneck
+        if network.layers == layers and issubclass(network.block, Bottleneck) == bottleneck
     ]
     if not fitting:
         known = ", ".join(f"{name} {network.layers}" for name, network in BASES.items())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from attendo._errors import InvalidArgument
 from attendo._registry import Registry
-from attendo.functional import recalibrate
+from attendo.functional import attend, recalibrate
+from attendo.kernels.gates import GateWeights
 
 
 class Attention(nn.Module):
@@ -32,12 +34,45 @@ class Attention(nn.Module):
 class Gate(Attention):
     """A mechanism that multiplies its input by gates: ``forward(x) = recalibrate(x, gates(x))``.
 
-    Subclasses write ``gates``. One that combines its gates otherwise overrides ``forward`` as well, in one line.
+    Subclasses write ``gates``. One that combines its gates otherwise overrides ``forward`` as well, in one line. One
+    whose gates come of the few steps that ``GateWeights`` knows may name their tensors in ``weights``: inference then
+    takes a single call of a kernel.
     """
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "weights" not in cls.__dict__:  # not inherited: a parent's weights describe the parent's gates
+            cls.weights = Gate.weights  # type: ignore[method-assign]
+
+    def weights(self) -> GateWeights | None:
+        """Return the tensors that decide the gates now, or None if these are not all there is to it."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrate x: (N, C, H, W) -> the same shape."""
-        return recalibrate(x, self.gates(x))
+        return self.recalibrate(x)
+
+    def recalibrate(
+        self, x: Tensor, residual: Tensor | None = None, relu: bool = False, inplace: bool = False
+    ) -> Tensor:
+        """Multiply x by its gates; the other arguments are those of ``attendo.functional.recalibrate``."""
+        weights = self.weights()
+        if weights is not None and (out := attend(x, weights, residual, relu, inplace)) is not None:
+            return out
+        return recalibrate(x, self.gates(x), residual, relu, inplace)
+
+
+def hooked(*modules: nn.Module) -> bool:
+    """Whether calling one of these does something before or after its forward."""
+    return _has_any_global_hook() or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def bare(*modules: nn.Module) -> bool:
+    """Whether these do what their weights say and nothing more: no hooks, no parametrisation, nothing wrapped."""
+    return not hooked(*modules) and all(type(module) in _BARE for module in modules)
+
+
+_BARE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.Identity)
 
 
 class AttentionConv(Attention):

@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from attendo.functional import recalibrate
+from attendo.kernels.gates import GateWeights
 from attendo.layers._base import Gate, check_choice, register
 from attendo.layers.cbam_channel import ChannelGate
 from attendo.layers.cbam_spatial import SpatialGate
@@ -91,3 +92,12 @@ class CBAM(Gate):
         (channel,) = self.channel.gates(x)
         (spatial,) = self.spatial.gates(x, channel if self.order == "channel-spatial" else None)
         return channel, spatial
+
+    def weights(self) -> GateWeights | None:
+        """Join the tensors of both halves, where the second sees what the first leaves."""
+        channel, spatial = self.channel.weights(), self.spatial.weights()
+        if self.order != "channel-spatial" or channel is None or spatial is None:
+            return None
+        return channel._replace(
+            spatial=spatial.spatial, norm=spatial.norm, norm_eps=spatial.norm_eps, max_first=spatial.max_first
+        )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attendo.functional import channel_stats
-from attendo.layers._base import Gate, check_channels, check_choice, check_odd, hidden_width, register
+from attendo.kernels.gates import GateWeights
+from attendo.layers._base import Gate, bare, check_channels, check_choice, check_odd, hidden_width, register
 from attendo.layers.eca import adaptive_kernel_size
 
 
@@ -74,3 +75,13 @@ class ChannelGate(Gate):
         logits_NC = self.excite(mean_NC) + self.excite(max_NC)
         s_NC = torch.sigmoid(logits_NC) if self.gate == "sigmoid" else torch.softmax(logits_NC, 1)
         return (s_NC[:, :, None, None],)
+
+    def weights(self) -> GateWeights | None:
+        """Name the tensors above."""
+        if self.gate != "sigmoid":
+            return None
+        if self.channel == "eca":
+            return GateWeights(("mean", "max"), conv=self.conv.weight) if bare(self.conv) else None
+        if not bare(self.fc1, self.fc2):
+            return None
+        return GateWeights(("mean", "max"), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)

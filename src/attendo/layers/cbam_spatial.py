@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attendo.functional import spatial_stats
-from attendo.layers._base import Gate, check_choice, check_odd, register
+from attendo.kernels.gates import GateWeights
+from attendo.layers._base import Gate, bare, check_choice, check_odd, register
 
 
 @register("cbam_spatial")
@@ -63,3 +64,16 @@ class SpatialGate(Gate):
         if self.gate == "sigmoid":
             return (torch.sigmoid(logits_N1HW),)
         return (torch.softmax(logits_N1HW.flatten(2), 2).view_as(logits_N1HW),)
+
+    def weights(self) -> GateWeights | None:
+        """Name the tensors above, where the norm's statistics are fixed."""
+        norm = self.norm
+        if self.gate != "sigmoid" or not bare(self.conv, norm):
+            return None
+        weights = GateWeights(spatial=self.conv.weight, max_first=self.max_first)
+        if not isinstance(norm, nn.BatchNorm2d):
+            return weights
+        if norm.training or norm.running_mean is None or norm.running_var is None:
+            return None
+        fixed = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return weights._replace(norm=fixed, norm_eps=norm.eps)

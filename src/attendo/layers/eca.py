@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from attendo._errors import InvalidArgument
 from attendo.functional import channel_mean
-from attendo.layers._base import Gate, check_channels, check_odd, register
+from attendo.kernels.gates import GateWeights
+from attendo.layers._base import Gate, bare, check_channels, check_odd, register
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:
@@ -63,3 +64,7 @@ class ECA(Gate):
         z_NC = channel_mean(x)
         s_NC = torch.sigmoid(self.conv(z_NC[:, None])[:, 0])
         return (s_NC[:, :, None, None],)
+
+    def weights(self) -> GateWeights | None:
+        """Name the tensor above."""
+        return GateWeights(("mean",), conv=self.conv.weight) if bare(self.conv) else None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from attendo.functional import channel_max, channel_mean
-from attendo.layers._base import Gate, check_choice, hidden_width, register
+from attendo.kernels.gates import GateWeights
+from attendo.layers._base import Gate, bare, check_choice, hidden_width, register
 
 
 @register("se")
@@ -53,3 +54,10 @@ class SqueezeExcitation(Gate):
         z_NC = self.squeeze(x)
         s_NC = torch.sigmoid(self.fc2(torch.relu(self.fc1(z_NC))))
         return (s_NC[:, :, None, None],)
+
+    def weights(self) -> GateWeights | None:
+        """Name the tensors above."""
+        if not bare(self.fc1, self.fc2):
+            return None
+        pools = ("mean",) if self.pool == "avg" else ("max",)
+        return GateWeights(pools, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)

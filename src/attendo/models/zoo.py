@@ -14,21 +14,21 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from attendo._errors import CheckpointError, InvalidArgument
 from attendo.layers import Attention
+from attendo.models.blocks import AttentionBasicBlock, AttentionBottleneck
 from attendo.models.resnet import AttentionResNet, CifarResNet
 
 __all__: list[str] = []  # timm appends the names that it registers
 
 RESNETS: dict[int, tuple[type[nn.Module], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
+    18: (AttentionBasicBlock, (2, 2, 2, 2)),
+    34: (AttentionBasicBlock, (3, 4, 6, 3)),
+    50: (AttentionBottleneck, (3, 4, 6, 3)),
+    101: (AttentionBottleneck, (3, 4, 23, 3)),
+    152: (AttentionBottleneck, (3, 8, 36, 3)),
 }
 CIFAR_RESNETS = (8, 20, 32, 44, 56, 110)
 
@@ -54,9 +54,9 @@ def _bases() -> dict[str, Network]:
     """Return the plain networks by name: those that take any attention."""
     bases = {f"resnet{depth}": Network(AttentionResNet, *shape) for depth, shape in RESNETS.items()}
     for depth in CIFAR_RESNETS:
-        bases[f"resnet{depth}"] = Network(CifarResNet, BasicBlock, ((depth - 2) // 6,) * 3, {"stem": "cifar"})
+        bases[f"resnet{depth}"] = Network(CifarResNet, AttentionBasicBlock, ((depth - 2) // 6,) * 3, {"stem": "cifar"})
     # the network of the default comparison: a quarter of resnet8's cost, seconds to train on two cores
-    bases["resnet8_stride2"] = Network(CifarResNet, BasicBlock, (1, 1, 1), {"stem": "stride2"})
+    bases["resnet8_stride2"] = Network(CifarResNet, AttentionBasicBlock, (1, 1, 1), {"stem": "stride2"})
     return bases
 
 

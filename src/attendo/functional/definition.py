@@ -1,14 +1,8 @@
-"""The memory-bound primitives that all mechanisms share, defined in plain PyTorch.
+"""What the primitives compute, in plain PyTorch: the truth that every kernel is compared with.
 
-An attention module does little arithmetic; its time goes into reading and writing the feature map. Nearly all of that
-traffic passes through three functions:
-
-    channel_stats    one read of the map, one number or two per channel
-    spatial_stats    one read of the map, two numbers per position
-    recalibrate      one read and one write of the map
-
-Shapes: x is (N, C, H, W) = samples, channels, height, width. Maxima use ``amax``, which shares the gradient among ties
-and is deterministic on every device; the adaptive pools of official code are not (their CUDA backward adds atomically).
+It also runs wherever no kernel does: other devices and dtypes, exports, transforms. Maxima use ``amax``, which shares
+the gradient among ties and is deterministic on every device; the adaptive pools of official code are not (their CUDA
+backward adds atomically).
 """
 
 from __future__ import annotations

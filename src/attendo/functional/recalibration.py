@@ -1,0 +1,129 @@
+"""The map times its gates, plus a shortcut, rectified: dispatch, operator, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attendo.functional import definition
+from attendo.functional.pooling import gathered
+from attendo.functional.route import Route, differentiable_gradients, route
+from attendo.kernels.selection import find
+
+
+def recalibrate(
+    x: Tensor, gates: Iterable[Tensor], residual: Tensor | None = None, relu: bool = False, inplace: bool = False
+) -> Tensor:
+    """Multiply x by its gates; optionally add a shortcut and rectify, as the end of a residual block does.
+
+    Args:
+        x: feature map, (N, C, H, W).
+        gates: factors, each broadcastable to x.
+        residual: the block's shortcut, the shape of x, added after the gates.
+        relu: rectify last.
+        inplace: x is not needed any more, and the result may take its memory; done where no gradient is needed.
+    """
+    gates = tuple(gates)
+    pair = _pair(x, gates)
+    if pair is not None:
+        channel, spatial = pair
+        match route(x, (residual,), gates):
+            case Route.KERNEL:
+                return find(x).recalibrate(x, channel, spatial, residual, relu, x if inplace else None)
+            case Route.OPERATOR:
+                return torch.ops.attendo.recalibrate(x, channel, spatial, residual, relu)
+    return definition.recalibrate(x, gates, residual, relu)
+
+
+def _pair(x: Tensor, gates: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None] | None:
+    """Return (channel gate, spatial gate) if gates are one of each at most, else None."""
+    samples, channels, height, width = x.shape if x.ndim == 4 else (0, 0, 0, 0)
+    channel = spatial = None
+    for gate in gates:
+        shape = gate.shape
+        if len(shape) != 4 or shape[0] not in (1, samples):
+            return None
+        if channel is None and shape[1:] == (channels, 1, 1):
+            channel = gate
+        elif spatial is None and shape[1:] == (1, height, width):
+            spatial = gate
+        else:
+            return None
+    return channel, spatial
+
+
+def _defined(
+    x: Tensor, channel: Tensor | None, spatial: Tensor | None, residual: Tensor | None, *, relu: bool
+) -> Tensor:
+    return definition.recalibrate(x, [gate for gate in (channel, spatial) if gate is not None], residual, relu)
+
+
+@torch.library.custom_op("attendo::recalibrate", mutates_args=())
+def _recalibrate(
+    x: Tensor, channel: Tensor | None, spatial: Tensor | None, residual: Tensor | None, relu: bool
+) -> Tensor:
+    return find(x).recalibrate(x, channel, spatial, residual, relu)
+
+
+@_recalibrate.register_fake
+def _(x: Tensor, channel: Tensor | None, spatial: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("attendo::recalibrate_backward", mutates_args=())
+def _recalibrate_backward(
+    up: Tensor, x: Tensor, channel: Tensor | None, spatial: Tensor | None, out: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    first, second, third, fourth = wanted
+    up = up.contiguous(memory_format=_format(x))
+    found = find(x).recalibrate_backward(up, x, channel, spatial, out, (first, second, third, fourth))
+    a, b, c, d = (x.new_empty(0) if gradient is None else gradient for gradient in found)
+    return a, b, c, d
+
+
+@_recalibrate_backward.register_fake
+def _(
+    up: Tensor, x: Tensor, channel: Tensor | None, spatial: Tensor | None, out: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    samples, channels, height, width = x.shape
+    numbers = torch.float64 if x.dtype == torch.float64 else torch.float32
+    nothing = x.new_empty(0)
+    return (
+        torch.empty_like(x) if wanted[0] else nothing,
+        x.new_empty(samples, channels, dtype=numbers) if wanted[1] else x.new_empty(0),
+        x.new_empty(samples, height, width, dtype=numbers) if wanted[2] else x.new_empty(0),
+        torch.empty_like(x) if wanted[3] else x.new_empty(0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, channel, spatial, residual, ctx.relu = inputs
+    # the result only for the ReLU's mask; the shortcut, which lives on as the block's input, for second derivatives
+    ctx.save_for_backward(x, channel, spatial, residual, output if ctx.relu else None)
+
+
+def _differentiate(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
+    x, channel, spatial, residual, out = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        inputs = [x, channel, spatial, residual]
+        return (*differentiable_gradients(lambda *tensors: (_defined(*tensors, relu=ctx.relu),), inputs, [up]), None)
+    need = ctx.needs_input_grad
+    wanted = [need[0], need[1], need[2], need[3] and ctx.relu]
+    first, second, third, fourth = torch.ops.attendo.recalibrate_backward(up, x, channel, spatial, out, wanted)
+    return (
+        first if wanted[0] else None,
+        gathered(second, channel) if wanted[1] else None,
+        gathered(third, spatial) if wanted[2] else None,
+        (fourth if ctx.relu else up) if need[3] else None,
+        None,
+    )
+
+
+_recalibrate.register_autograd(_differentiate, setup_context=_save)
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last

@@ -1,0 +1,160 @@
+"""The native functions on tensors: each allocates its results and passes pointers.
+
+The caller has made sure that a tensor is on the CPU, of a dtype in ``DTYPES``, not empty, and dense in one of the two
+layouts (``attendo.kernels.selection``). Gradients of gates, and counts of ties, come in the number computed with:
+float32, or float64 for float64.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from attendo.kernels.cpu import library
+from attendo.kernels.gates import GateWeights
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+
+
+class Calls:
+    """The primitives in one instruction set.
+
+    Args:
+        table: its functions.
+    """
+
+    def __init__(self, table: library.Table) -> None:
+        self.table = table
+
+    def channel_stats(self, x: Tensor, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, maximum and ties of the maximum over positions, (N, C) each; ties are empty unless asked for."""
+        size = x.shape[:2]
+        mean, maximum, count = x.new_empty(size), x.new_empty(size), _numbers(x, *(size if ties else (0,)))
+        where = count.data_ptr() if ties else None
+        self.table.channel_stats(_shape(x), x.data_ptr(), mean.data_ptr(), maximum.data_ptr(), where)
+        return mean, maximum, count
+
+    def channel_stats_backward(
+        self, mean_gradient: Tensor, maximum_gradient: Tensor, x: Tensor, maximum: Tensor, ties: Tensor
+    ) -> Tensor:
+        """Gradient of the map."""
+        gradient = torch.empty_like(x)
+        mean_gradient, maximum_gradient = mean_gradient.contiguous(), maximum_gradient.contiguous()
+        self.table.channel_stats_backward(
+            _shape(x),
+            *(t.data_ptr() for t in (mean_gradient, maximum_gradient, x, maximum, ties, gradient)),
+        )
+        return gradient
+
+    def spatial_stats(self, x: Tensor, gate: Tensor | None, ties: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and maximum over channels of x times gate, (N, 2, H, W), and the ties (N, H, W) of the maximum."""
+        samples, _, height, width = x.shape
+        stats = x.new_empty(samples, 2, height, width)
+        count = _numbers(x, *((samples, height, width) if ties else (0,)))
+        gate = None if gate is None else gate.contiguous()
+        where = count.data_ptr() if ties else None
+        self.table.spatial_stats(_shape(x), x.data_ptr(), _pointer(gate), _samples(gate), stats.data_ptr(), where)
+        return stats, count
+
+    def spatial_stats_backward(
+        self, stats_gradient: Tensor, x: Tensor, gate: Tensor | None, stats: Tensor, ties: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients of the map and of the gate, the latter per sample: (N, C)."""
+        gradient, stats_gradient = torch.empty_like(x), stats_gradient.contiguous()
+        gate = None if gate is None else gate.contiguous()
+        gate_gradient = None if gate is None else _numbers(x, *x.shape[:2])
+        self.table.spatial_stats_backward(
+            _shape(x),
+            *(stats_gradient.data_ptr(), x.data_ptr(), _pointer(gate), _samples(gate), stats.data_ptr()),
+            *(ties.data_ptr(), gradient.data_ptr(), _pointer(gate_gradient)),
+        )
+        return gradient, gate_gradient
+
+    def recalibrate(
+        self,
+        x: Tensor,
+        channel: Tensor | None,
+        spatial: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Multiply x by its gates, add residual, rectify; written into ``out`` if it is given, which may be x."""
+        out = torch.empty_like(x) if out is None else out
+        channel = None if channel is None else channel.contiguous()
+        spatial = None if spatial is None else spatial.contiguous()
+        self.table.recalibrate(
+            *(_shape(x), x.data_ptr(), _pointer(channel), _samples(channel), _pointer(spatial), _samples(spatial)),
+            *(_pointer(residual), relu, out.data_ptr()),
+        )
+        return out
+
+    def recalibrate_backward(
+        self,
+        up: Tensor,
+        x: Tensor,
+        channel: Tensor | None,
+        spatial: Tensor | None,
+        out: Tensor | None,
+        wanted: tuple[bool, bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of x, of the gates per sample ((N, C) and (N, H, W)), and of the residual.
+
+        Args:
+            up: gradient of the result, in the layout of x.
+            x: what was recalibrated.
+            channel: its channel gate.
+            spatial: its spatial gate.
+            out: the result, where it was rectified.
+            wanted: which of the four gradients to compute.
+        """
+        samples, channels, height, width = x.shape
+        channel = None if channel is None else channel.contiguous()
+        spatial = None if spatial is None else spatial.contiguous()
+        gradients = (
+            torch.empty_like(x) if wanted[0] else None,
+            _numbers(x, samples, channels) if wanted[1] else None,
+            _numbers(x, samples, height, width) if wanted[2] else None,
+            torch.empty_like(x) if wanted[3] else None,
+        )
+        self.table.recalibrate_backward(
+            *(_shape(x), up.data_ptr(), x.data_ptr(), _pointer(channel), _samples(channel), _pointer(spatial)),
+            *(_samples(spatial), _pointer(out), *map(_pointer, gradients)),
+        )
+        return gradients
+
+    def attention(
+        self, x: Tensor, weights: GateWeights, residual: Tensor | None, relu: bool, out: Tensor | None = None
+    ) -> Tensor:
+        """A whole attention in one call; the tensors of ``weights`` are contiguous and of the dtype of x."""
+        out = torch.empty_like(x) if out is None else out
+        self.table.attention(_shape(x), x.data_ptr(), _pointer(residual), relu, byref(_gates(weights)), out.data_ptr())
+        return out
+
+
+def _shape(x: Tensor) -> library.Shape:
+    return library.Shape(*x.shape, DTYPES[x.dtype], not x.is_contiguous(), torch.get_num_threads())
+
+
+def _gates(w: GateWeights) -> library.Gates:
+    norm = tuple(tensor.data_ptr() for tensor in w.norm) or (None,) * 4
+    return library.Gates(
+        *(_pointer(w.fc1), _pointer(w.fc1_bias), _pointer(w.fc2), _pointer(w.fc2_bias), _pointer(w.conv)),
+        *(_pointer(w.spatial), *norm, w.norm_eps, 0 if w.fc1 is None else w.fc1.shape[0]),
+        *(0 if w.conv is None else w.conv.shape[-1], 0 if w.spatial is None else w.spatial.shape[-1]),
+        *("mean" in w.pools, "max" in w.pools, w.max_first),
+    )
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _samples(gate: Tensor | None) -> int:
+    return 0 if gate is None else gate.shape[0]
+
+
+def _numbers(x: Tensor, *size: int) -> Tensor:
+    return x.new_empty(size, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

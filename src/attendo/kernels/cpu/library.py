@@ -1,0 +1,84 @@
+"""The native library's C interface, and the best instruction set this machine has of it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_void_p
+
+from attendo.kernels.cpu.build import LIBRARY, REASON
+
+INTERFACE = 1  # of native/dispatch.cpp
+AGAIN = "python -m attendo.kernels.cpu.build"
+SETS = ("avx512", "avx2", "plain")  # best first
+
+
+class Shape(Structure):
+    """AttendoShape of native/interface.h."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("samples", "channels", "height", "width")),
+        *((name, c_int32) for name in ("dtype", "channels_last", "threads")),
+    ]
+
+
+class Gates(Structure):
+    """Gates of native/attention.h: what computes the gates of a whole attention."""
+
+    POINTERS = (
+        *("fc1", "fc1_bias", "fc2", "fc2_bias", "conv", "spatial"),
+        *("norm_weight", "norm_bias", "norm_mean", "norm_var"),
+    )
+    _fields_ = [
+        *((name, c_void_p) for name in POINTERS),
+        ("norm_eps", c_double),
+        *((name, c_int64) for name in ("hidden", "kernel_size", "spatial_kernel")),
+        *((name, c_int32) for name in ("mean", "maximum", "maximum_first")),
+    ]
+
+
+_P, _I, _B, _S = c_void_p, c_int64, c_int32, POINTER(Shape)
+SIGNATURES = {
+    "channel_stats": (_S, _P, _P, _P, _P),
+    "channel_stats_backward": (_S, _P, _P, _P, _P, _P, _P),
+    "spatial_stats": (_S, _P, _P, _I, _P, _P),
+    "spatial_stats_backward": (_S, _P, _P, _P, _I, _P, _P, _P, _P),
+    "recalibrate": (_S, _P, _P, _I, _P, _I, _P, _B, _P),
+    "recalibrate_backward": (_S, _P, _P, _P, _I, _P, _I, _P, _P, _P, _P, _P),
+    "attention": (_S, _P, _P, _B, POINTER(Gates), _P),
+}
+
+
+class Table(Structure):
+    """AttendoTable of native/interface.h: the functions of one instruction set."""
+
+    _fields_ = [(name, CFUNCTYPE(None, *arguments)) for name, arguments in SIGNATURES.items()]
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library, or None and why there is none."""
+    if not LIBRARY.exists():
+        reason = REASON.read_text().strip() if REASON.exists() else "it was not compiled when attendo was installed"
+        return None, f"no native library: {reason}. With a C++ compiler at hand, run: {AGAIN}"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return None, f"the native library does not load: {error}"
+    if library.attendo_interface() != INTERFACE:
+        return None, f"the native library is of another version of attendo. Run: {AGAIN}"
+    library.attendo_table.restype = POINTER(Table)
+    library.attendo_table.argtypes = (c_char_p,)
+    return library, ""
+
+
+def table(name: str) -> Table | None:
+    """Return the functions of an instruction set of ``SETS``; None where the library or the machine lacks it."""
+    library, _ = _load()
+    found = library.attendo_table(name.encode()) if library is not None else None
+    return found.contents if found else None
+
+
+def missing() -> str:
+    """Say why there is no library; empty where there is one."""
+    return _load()[1]
