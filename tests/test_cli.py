@@ -54,9 +54,20 @@ def test_compare_ends_with_a_table_a_verdict_and_a_report(run, tmp_path):
 
 
 def test_compare_with_a_failed_cell_exits_with_1_and_names_it(run):
-    code, out, _ = run("compare", "--attention", "none", "se:reduction=99", "--seeds", "1", "--jobs", "1", *SMALL)
+    explosive = ("--optimizer", "sgd", "--lr", "90", "--weight-decay", "10", "--limit", "640", "--epochs", "3")
+    code, out, _ = run("compare", "--attention", "se", "--seeds", "1", "--jobs", "1", *explosive)
     assert code == 1
-    assert "failed resnet8_stride2 se:reduction=99, seed 0: SE: 16 channels with reduction 99" in out
+    assert "1 network to train (1 model x 1 attention x 1 seed)" in out
+    assert "failed resnet8_stride2 se, seed 0: training: the loss became" in out
+
+
+def test_data_that_an_option_swallowed_is_named_with_its_place(run, tmp_path):
+    (tmp_path / "pets").mkdir()
+    for swallowed in ("pets", "digits", "torch/cifar10", "../gone"):
+        for words in (("--attention", "none", "se", swallowed), ("--models", "resnet18", swallowed)):
+            code, _, err = run("compare", *words)
+            assert code == 1
+            assert f"Give DATA first: attendo compare {swallowed} {' '.join(words[:-1])}\n" in err
 
 
 @pytest.mark.parametrize(
@@ -66,6 +77,9 @@ def test_compare_with_a_failed_cell_exits_with_1_and_names_it(run):
         (["compare", "nowhere"], 1, "not known, and no folder"),
         (["compare", "./nowhere"], 1, "no such folder"),
         (["compare", "--models", "resnet19"], 1, "Did you mean 'resnet18'"),
+        (["compare", "--attention", "none", "se:reductoin=8"], 1, "Did you mean reduction=?"),
+        (["compare", "--attention", "none", "se:reduction=99"], 1, "1 of 2 networks cannot be built"),
+        (["train", "--attention", "se:reductoin=8"], 1, "Did you mean reduction=?"),
         (["compare", "--optimizer", "adamww"], 1, "Did you mean 'adamw'"),
         (["compare", "--base", "resnet18", "--weights", "gone.pth"], 1, "gone.pth"),
         (["compare", "--weights", "gone.pth"], 1, "Pass --base"),
@@ -104,6 +118,18 @@ def test_predict_names_classes_of_any_image(run, weights, tmp_path):
     code, out, _ = run("predict", weights, "grey.png")
     assert code == 0
     assert re.match(r"grey\.png: \d [\d.]+ %, \d [\d.]+ %, \d [\d.]+ %", out)
+
+
+def test_predict_goes_on_after_images_that_cannot_be_read_and_names_them(run, weights, tmp_path):
+    Image.new("L", (30, 20), 128).save(tmp_path / "grey.png")
+    (tmp_path / "a[b]page.png").write_bytes(b"<html>")
+    code, out, err = run("predict", weights, "a[b]page.png", "grey.png", "gone.png")
+    assert code == 1
+    assert re.fullmatch(r"grey\.png: [^\n]*\n", out)
+    first, *others = err.splitlines()
+    assert first == "error 2 of 3 images cannot be read:"
+    assert others[0].startswith("  image a[b]page.png: cannot be read as a picture")
+    assert others[1].startswith("  image gone.png: not there")
 
 
 def test_predict_refuses_weights_that_do_not_say_their_classes(run, tmp_path):

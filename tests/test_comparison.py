@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import attendo
 from attendo.comparison import Cell, Grid, Watcher, compare
 from attendo.comparison.cells import build
 from attendo.data import load
+from attendo.layers.se import SqueezeExcitation
 from attendo.training import Recipe
+from attendo.training import fit as train
 
 GRID = Grid(attention=("none", "se"), seeds=(0, 1), recipe=Recipe(epochs=2), limit=64)
 
@@ -199,15 +202,42 @@ def test_two_runs_in_one_directory_are_refused(undisturbed):
     compare(GRID, outcome.directory, watcher=Second())
 
 
-def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(tmp_path):
-    grid = replace(GRID, attention=("se:reduction=100", "none"), seeds=(0,))
-    outcome = compare(grid, tmp_path / "out")
+def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(tmp_path, monkeypatch):
+    def fit(model, *arguments, **settings):
+        if any(isinstance(module, SqueezeExcitation) for module in model.modules()):
+            raise ValueError("no luck")
+        return train(model, *arguments, **settings)
+
+    monkeypatch.setattr("attendo.comparison.cells.fit", fit)
+    outcome = compare(replace(GRID, attention=("se", "none"), seeds=(0,)), tmp_path / "out")
     failed, done = outcome.results
     assert failed.status == "failed"
-    assert "16 channels with reduction 100" in failed.error
+    assert failed.error == "ValueError: no luck"
     assert done.status == "done"
     assert outcome.failures == (failed,)
     assert "failed" in (outcome.directory / "results.csv").read_text()
+
+
+@pytest.mark.parametrize("insert", [False, True])
+def test_networks_that_cannot_be_built_are_all_named_before_one_is_trained(tmp_path, insert):
+    class Strict(Watcher):
+        def planned(self, *everything):
+            raise AssertionError("it was not stopped")
+
+    attention = ("none", "se:reduction=100", "eca", "eca:kernel_size=4")
+    grid = replace(GRID, attention=attention, insert=insert)
+    with pytest.raises(attendo.AttendoError, match=r"^compare: 2 of 4 networks cannot be built") as error:
+        compare(grid, tmp_path / "out", watcher=Strict())
+    _, first, second = str(error.value).splitlines()
+    assert re.match(r"  resnet8_stride2 se:reduction=100: .*16 channels with reduction 100", first)
+    assert re.match(r"  resnet8_stride2 eca:kernel_size=4: .*kernel_size=4", second)
+    compare(replace(grid, attention=("none",), seeds=(0,)), tmp_path / "out")  # the directory is as good as new
+
+
+def test_finished_networks_are_not_built_again_to_be_checked(undisturbed, monkeypatch):
+    outcome, _ = undisturbed
+    monkeypatch.setattr("attendo.comparison.cells.build", None)
+    assert compare(GRID, outcome.directory).weights == outcome.weights
 
 
 def test_a_network_that_diverges_is_a_failed_cell(tmp_path):
@@ -247,6 +277,9 @@ def test_the_backbone_starts_the_same_under_every_attention():
     [
         ({"models": ("resnet19",)}, "Did you mean 'resnet18'"),
         ({"attention": ("none", "ses")}, "Did you mean"),
+        ({"attention": ("se:reductoin=8",)}, r"'se:reductoin=8': se has no setting .*Did you mean reduction=\?"),
+        ({"attention": ("psa:out_channels=8",)}, "psa has no setting 'out_channels'"),
+        ({"attention": ("eca:x=8",)}, "eca has no setting 'x'.*Known: .*kernel_size"),
         ({"attention": ()}, "no attention given"),
         ({"attention": ("se", "se")}, "'se' twice"),
         ({"seeds": ()}, "no seeds given"),

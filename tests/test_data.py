@@ -355,6 +355,28 @@ def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
         list(images.train)
 
 
+@pytest.mark.parametrize("damage", ["header", "end"])
+def test_all_images_that_cannot_be_read_are_named_at_once(tmp_path, damage):
+    root = fill(tmp_path, {"ant": 3, "bee": 14}, width=60, height=60)
+    for file in (root / "bee").iterdir():
+        file.write_bytes(file.read_bytes()[:2000] if damage == "end" else b"<html>")
+    with pytest.raises(DataError, match=r"^image .*bee/\d+\.png: cannot be read as a picture") as error:
+        list(data.load(root).train)
+    said = str(error.value)
+    assert f"In all, 14 of the 17 images of {root} cannot be read: bee/0.png, bee/1.png, " in said
+    assert said.endswith(" and 4 more.")
+    assert said.partition("In all")[2].count(".png") == 10
+
+
+def test_looking_for_more_damage_ends_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("attendo.data.folders.PATIENCE", -1.0)
+    root = fill(tmp_path, {"ant": 3, "bee": 3})
+    for file in (root / "bee").iterdir():
+        file.write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"^image .*delete it\.$"):
+        data.load(root)
+
+
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no file permissions on this system")
 @pytest.mark.parametrize("closed", ["bee", "bee/0.png"])
 def test_what_may_not_be_read_is_named(tmp_path, closed):

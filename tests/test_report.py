@@ -348,6 +348,26 @@ def test_intervals_are_drawn_to_scale():
         assert right == pytest.approx(ticks["0"] + 100 * d.high * unit, abs=0.01)
 
 
+def test_the_zero_line_ends_where_words_and_numbers_stand():
+    for drawing in Page(clear_page()).drawings("differences"):
+        elements, bands = drawing.all(), []
+        for element in elements:
+            style, numbers = element.attributes.get("style", ""), path_numbers(element)
+            if "fill:var(--paper)" in style and len(numbers) >= 8:
+                bands.append((min(numbers[1::2]), max(numbers[1::2]), max(numbers[::2]) - min(numbers[::2]), element))
+        (zero,) = [e for e in drawing.all("path") if "stroke:var(--ink)" in e.attributes.get("style", "")]
+        labels = [t for t in drawing.all("text") if re.search(r"[a-z]|\[|\(", t.text) and "percentage" not in t.text]
+        assert labels
+        for label in labels:
+            y = float(label.attributes["y"])
+            (band,) = [band for top, bottom, width, band in bands if top <= y - 8 and y + 3 <= bottom and width > 300]
+            assert elements.index(zero) < elements.index(band) < elements.index(label)  # later is painted over
+
+
+def path_numbers(element):
+    return [float(number) for number in re.findall(r"-?[\d.]+", element.attributes.get("d", ""))]
+
+
 def test_a_wide_spread_of_latency_stays_inside_its_axes():
     noisy = [replace(result, latency_spread_ms=4.0) for result in CLEAR]
     drawing = Page(render(noisy, SPEC, ENVIRONMENT)).drawings("costs")[1]

@@ -21,9 +21,10 @@ __all__ = [
     "load_weights",
     "push_to_hub",
     "save",
+    "tune_allocator",
 ]
 
-_LAZY = {  # these import timm, which takes seconds
+_LAZY = {  # most of these import timm, which takes seconds
     "create_model": "attendo.models",
     "from_pretrained": "attendo.checkpoints",
     "list_models": "attendo.models",
@@ -31,6 +32,7 @@ _LAZY = {  # these import timm, which takes seconds
     "load_weights": "attendo.checkpoints",
     "push_to_hub": "attendo.checkpoints",
     "save": "attendo.checkpoints",
+    "tune_allocator": "attendo.kernels.allocator",
 }
 
 

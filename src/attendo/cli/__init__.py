@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from attendo import __version__
 from attendo._errors import AttendoError
+from attendo.kernels.allocator import tune_allocator
 
 app = App(
     name="attendo",
@@ -33,6 +34,7 @@ app.command("attendo.cli.converting:export", help="Write a network for ONNX, tor
 app.command("attendo.cli.inspecting:summary", help="Print the layers of a network, with parameters and MACs.")
 app.command("attendo.cli.inspecting:profile", help="Compare what networks cost: MACs, latency, memory.")
 app.command("attendo.cli.inspecting:list_names", name="list", help="List the mechanisms and networks.")
+app.command("attendo.cli.diagnosing:doctor", help="Say what runs on this machine and how fast, and what to change.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     console = Console(stderr=True)
     try:
+        tune_allocator()  # the process is ours; `attendo doctor` says whether it could be done
         code = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError:
         sys.exit(2)

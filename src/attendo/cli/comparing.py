@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from attendo._errors import InvalidArgument, UnknownName
 from attendo.cli.options import RecipeOptions
 from attendo.comparison import (
     ATTENTION,
@@ -73,19 +74,23 @@ def compare(
         workers: Processes that read images, for each network.
         recipe: How networks are trained.
     """
-    grid = Grid(
-        data=data,
-        models=models if base is None else (base,),
-        attention=attention,
-        seeds=tuple(range(seeds)),
-        recipe=recipe.recipe(),
-        limit=limit,
-        image_size=image_size,
-        stem=stem,
-        pretrained=pretrained,
-        insert=base is not None,
-        weights=None if weights is None else str(weights),
-    )
+    try:
+        grid = Grid(
+            data=data,
+            models=models if base is None else (base,),
+            attention=attention,
+            seeds=tuple(range(seeds)),
+            recipe=recipe.recipe(),
+            limit=limit,
+            image_size=image_size,
+            stem=stem,
+            pretrained=pretrained,
+            insert=base is not None,
+            weights=None if weights is None else str(weights),
+        )
+    except UnknownName:
+        _refuse_swallowed_data({"--models": models, "--attention": attention})
+        raise
     console = Console()
     with Screen(console, grid) as screen:
         outcome = run(grid, out, jobs=jobs, workers=workers, watcher=screen)
@@ -94,6 +99,21 @@ def compare(
     write_report(outcome.results, spec, environment(), report)
     _show(console, outcome, report)
     return 1 if outcome.failures else 0
+
+
+def _refuse_swallowed_data(options: dict[str, tuple[str, ...]]) -> None:
+    """Raise the error that says where DATA goes if the last word of an option that takes several is data.
+
+    Raises:
+        InvalidArgument: it is.
+    """
+    for option, words in options.items():
+        last = words[-1] if words else ""
+        if last == "digits" or "/" in last or "\\" in last or last.startswith(("~", ".")) or Path(last).exists():
+            raise InvalidArgument(
+                f"compare: {option} takes every word after it, and so it took {last!r}, which looks like the data. "
+                f"Give DATA first: attendo compare {shlex.quote(last)} {option} {shlex.join(words[:-1])}"
+            )
 
 
 class Screen(Watcher):
@@ -130,11 +150,12 @@ class Screen(Watcher):
             f"{escape(images.name)}: {len(images.train):,} training and {len(images.validation):,} validation images "
             f"of {len(images.classes)} classes, seen at {images.image_size} x {images.image_size} pixels"
         )
-        recipe, counts = self.grid.recipe, (len(self.grid.models), len(self.grid.attention), len(self.grid.seeds))
+        grid, recipe = self.grid, self.grid.recipe
+        counts = (len(grid.models), "model"), (len(grid.attention), "attention"), (len(grid.seeds), "seed")
         say(
-            f"{self.cells} networks to train ({_counted(counts[0], 'model')} x {_counted(counts[1], 'attention')} x "
-            f"{_counted(counts[2], 'seed')}), {_counted(recipe.epochs, 'epoch')} each"
-            + (f"; {finished} are finished" if finished else "")
+            f"{_counted(self.cells, 'network')} to train ({' x '.join(_counted(*count) for count in counts)}), "
+            f"{_counted(recipe.epochs, 'epoch')} each"
+            + (f"; {finished} {'is' if finished == 1 else 'are'} finished" if finished else "")
         )
         if seconds:
             say(f"this will take about {_duration(seconds)} here; results go to {escape(str(directory))}")

@@ -123,7 +123,7 @@ def evaluate(weights: Path, data: str, *, limit: int | None = None, batch_size: 
 
 
 def predict(weights: Path, *images: Path, top: int = 3) -> int:
-    """Name the likeliest classes of images.
+    """Name the likeliest classes of images. Exits with 1 if some cannot be read; the others are named all the same.
 
     Args:
         weights: A file written by attendo train or attendo compare.
@@ -135,11 +135,22 @@ def predict(weights: Path, *images: Path, top: int = 3) -> int:
     model, metadata = _load(weights)
     transform = evaluation_transform(metadata.transform)
     console = Console()
+    unreadable = []
     for path in images:
-        (answers,) = answer(model, [read_image(path)], transform, metadata.classes, top)
+        try:
+            picture = read_image(path)
+        except DataError as error:
+            unreadable.append(str(error))
+            continue
+        (answers,) = answer(model, [picture], transform, metadata.classes, top)
         words = ", ".join(f"{escape(name)} {100 * share:.1f} %" for name, share in answers)
         console.print(f"{escape(str(path))}: {words}", soft_wrap=True)
-    return 0
+    if unreadable:
+        errors = Console(stderr=True, soft_wrap=True, highlight=False)
+        errors.print(f"[bold red]error[/] {len(unreadable)} of {len(images)} images cannot be read:")
+        for line in unreadable:
+            errors.print(f"  {line}", markup=False)
+    return 1 if unreadable else 0
 
 
 def _load(weights: Path) -> tuple[torch.nn.Module, Metadata]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attendo._errors import AttendoError
+from attendo._errors import AttendoError, InvalidArgument
 from attendo.checkpoints import load_weights, save
 from attendo.comparison.grid import Cell, Grid
 from attendo.comparison.results import CellResult, Epoch
@@ -22,6 +22,8 @@ from attendo.models import create_model, parse_attention
 from attendo.models.spec import NONE
 from attendo.profiling import count
 from attendo.training import fit
+
+SHOWN = 10  # networks that an error message names
 
 
 def run_here(
@@ -55,6 +57,27 @@ def build(cell: Cell, grid: Grid, images: Images) -> nn.Module:
     if name != NONE:
         insert(model, name, input_size=(3, images.image_size, images.image_size), **settings)
     return model
+
+
+def check_networks(cells: Sequence[Cell], grid: Grid, images: Images) -> None:
+    """Build every network of these cells once.
+
+    Raises:
+        InvalidArgument: some cannot be built; the message names them all and says why.
+    """
+    kinds = dict.fromkeys((cell.model, cell.attention) for cell in cells)
+    wrong = []
+    for model, attention in kinds:
+        try:
+            build(Cell(model, attention, 0), grid, images)
+        except Exception as error:  # noqa: BLE001 - a network of anyone's may refuse in any way
+            wrong.append(f"{model} {attention}: {_in_words(error)}")
+    if wrong:
+        more = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+        raise InvalidArgument(
+            f"compare: {len(wrong)} of {len(kinds)} networks cannot be built; a comparison begins when all of them "
+            "can. Change these, or leave them out.\n  " + "\n  ".join([*wrong[:SHOWN], *more])
+        )
 
 
 def train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import timm
 
 from attendo._errors import CheckpointError, InvalidArgument, UnknownName
 from attendo._registry import did_you_mean
+from attendo.layers._base import LAYERS
 from attendo.models import BASES, NAMED, format_attention, parse_attention
+from attendo.models.spec import NONE
 from attendo.training import Recipe
 
 FORMAT = 1  # of what a cell leaves behind; a change makes old cells strangers
@@ -43,7 +46,7 @@ class Grid:
 
     Raises:
         UnknownName: a model or mechanism that does not exist.
-        InvalidArgument: an empty or repeated entry.
+        InvalidArgument: an empty or repeated entry, or a setting that its mechanism does not have.
     """
 
     data: str = "digits"
@@ -59,7 +62,7 @@ class Grid:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        words = tuple(format_attention(*parse_attention(word)) for word in self.attention)
+        words = tuple(_checked(word) for word in self.attention)
         object.__setattr__(self, "attention", words)
         for name, entries in (("models", self.models), ("attention", words), ("seeds", self.seeds)):
             if not entries:
@@ -127,6 +130,27 @@ class Cell:
     def directory(self, common: dict[str, Any]) -> str:
         """Return the name of the cell's directory."""
         return f"{_plain(f'{self.model}-{self.attention}')}-seed{self.seed}-{self.fingerprint(common)}"
+
+
+def _checked(word: str) -> str:
+    """Return an attention word as it is always written.
+
+    Raises:
+        UnknownName: no such mechanism.
+        InvalidArgument: settings that cannot be read, or one that the mechanism does not have.
+    """
+    name, settings = parse_attention(word)
+    if name != NONE:
+        parameters = inspect.signature(LAYERS[name]).parameters.values()
+        known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        for setting in settings:
+            if setting not in known:
+                hint = re.sub(r"'(\w+)'", r"\1=", did_you_mean(setting, known))
+                raise InvalidArgument(
+                    f"attention {word!r}: {name} has no setting {setting!r}; every mechanism has the settings of its "
+                    f"paper. {hint if known else f'Write {name}.'}"
+                )
+    return format_attention(name, settings)
 
 
 def _digest_of(path: str | None) -> str | None:

@@ -25,6 +25,7 @@ from attendo.comparison.results import CellResult
 from attendo.comparison.store import Store
 from attendo.comparison.watcher import Watcher
 from attendo.data import load
+from attendo.kernels.allocator import tune_allocator
 
 
 def default_jobs(cells: int) -> int:
@@ -130,6 +131,7 @@ def _work(
     torch.set_num_threads(threads)
     own = os.getpid()
     try:
+        tune_allocator()  # this process was begun to train, and does nothing else
         images = load(grid.data, limit=grid.limit, image_size=grid.image_size)
         if images.fingerprint != fingerprint:
             raise DataError(f"data {grid.data!r} changed while it was read. Run again when it rests.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attendo._errors import AttendoError, InvalidArgument
-from attendo.comparison.cells import build, run_here
+from attendo.comparison.cells import build, check_networks, run_here
 from attendo.comparison.grid import Cell, Grid
 from attendo.comparison.pool import default_jobs, run_in_processes, threads_of
 from attendo.comparison.results import CellResult, to_csv, write_atomically
@@ -41,8 +41,9 @@ def compare(
     """Train every cell of the grid that is not finished, and say what the results mean.
 
     Writes ``results.csv`` into ``out``, and a directory per cell with its result and weights. Interrupted at any
-    moment, the same call goes on where it was and ends with the same numbers on the same machine. A cell that fails is
-    recorded and does not stop the others; it is tried again by the next call.
+    moment, the same call goes on where it was and ends with the same numbers on the same machine. Every network is
+    built once before the first is trained. A cell that fails in training is recorded and does not stop the others; it
+    is tried again by the next call.
 
     Args:
         grid: what is compared.
@@ -54,6 +55,7 @@ def compare(
 
     Raises:
         DataError: the data cannot be read.
+        InvalidArgument: a network cannot be built.
         ResultsError: ``out`` holds something else, or is in use.
     """
     watcher = watcher or Watcher()
@@ -64,6 +66,7 @@ def compare(
         cells = list(grid.cells())
         results = {cell: done for cell in cells if (done := store.read(cell)) is not None}
         open_cells = [cell for cell in cells if cell not in results]
+        check_networks(open_cells, grid, images)
         jobs = default_jobs(len(open_cells)) if jobs is None else jobs
         seconds = _estimate(grid, images, open_cells, jobs)
         watcher.planned(images, cells, len(results), seconds, store.path)

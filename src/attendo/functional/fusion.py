@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from attendo.functional.recalibration import overwritten
 from attendo.functional.route import Route, route
 from attendo.kernels.gates import GateWeights
-from attendo.kernels.selection import find
+from attendo.kernels.selection import find, straight
 
 
 def attend(
@@ -25,6 +27,14 @@ def attend(
         The result; None where no kernel does this in one call, or a gradient is needed.
     """
     tensors = weights.tensors()
-    if route(x, (residual,), tensors) is not Route.KERNEL or not all(t.is_contiguous() for t in tensors):
+    if not straight(x, residual, tensors):
+        given = [tensor for tensor in tensors if tensor is not None]
+        if torch.compiler.is_compiling() or route(x, (residual,), given) is not Route.KERNEL:
+            return None
+    attention = find(x).attention
+    if attention is None:
         return None
-    return find(x).attention(x, weights, residual, relu, x if inplace else None)
+    spatial = weights.spatial
+    if spatial is not None and not spatial.is_contiguous():  # that of a channels_last network
+        weights = weights.contiguous()
+    return attention(x, weights, residual, relu, overwritten(x) if inplace else None)

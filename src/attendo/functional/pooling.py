@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attendo.functional import definition
-from attendo.functional.route import Route, differentiable_gradients, route
+from attendo.functional.route import Route, differentiable_gradients, route, symbolic
 from attendo.kernels.selection import find
 
 
@@ -31,13 +31,17 @@ def spatial_stats(x: Tensor, channel_gate: Tensor | None = None) -> Tensor:
         x: feature map, (N, C, H, W).
         channel_gate: factor on x, broadcastable to it, usually (N, C, 1, 1).
     """
-    if channel_gate is None or channel_gate.shape[1:] == (x.shape[1], 1, 1):
+    if not symbolic(x) and (channel_gate is None or _per_channel(channel_gate, x)):
         match route(x, (), (channel_gate,)):
             case Route.KERNEL:
                 return find(x).spatial_stats(x, channel_gate)[0]
             case Route.OPERATOR:
                 return torch.ops.attendo.spatial_stats(x, channel_gate)[0]
     return definition.spatial_stats(x, channel_gate)
+
+
+def _per_channel(gate: Tensor, x: Tensor) -> bool:
+    return x.ndim == 4 and gate.shape[1:] == (x.shape[1], 1, 1) and gate.shape[0] in (1, x.shape[0])
 
 
 def _numbers(x: Tensor, *size: int) -> Tensor:
@@ -57,22 +61,25 @@ def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("attendo::channel_stats_backward", mutates_args=())
 def _channel_stats_backward(
-    mean_gradient: Tensor, maximum_gradient: Tensor, x: Tensor, maximum: Tensor, ties: Tensor
+    mean_gradient: Tensor | None, maximum_gradient: Tensor | None, x: Tensor, maximum: Tensor, ties: Tensor
 ) -> Tensor:
     return find(x).channel_stats_backward(mean_gradient, maximum_gradient, x, maximum, ties)
 
 
 @_channel_stats_backward.register_fake
-def _(mean_gradient: Tensor, maximum_gradient: Tensor, x: Tensor, maximum: Tensor, ties: Tensor) -> Tensor:
+def _(
+    mean_gradient: Tensor | None, maximum_gradient: Tensor | None, x: Tensor, maximum: Tensor, ties: Tensor
+) -> Tensor:
     return torch.empty_like(x)
 
 
 def _save_channel_stats(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # a maximum that nothing depends on must not make a NaN of 0 / 0 ties
     ctx.save_for_backward(*inputs, *output[1:])
     ctx.mark_non_differentiable(output[2])
 
 
-def _differentiate_channel_stats(ctx: Any, mean: Tensor, maximum: Tensor, _: Any) -> Tensor | None:
+def _differentiate_channel_stats(ctx: Any, mean: Tensor | None, maximum: Tensor | None, _: Any) -> Tensor | None:
     x, top, ties = ctx.saved_tensors
     if torch.is_grad_enabled():
         return differentiable_gradients(definition.channel_stats, [x], [mean, maximum])[0]

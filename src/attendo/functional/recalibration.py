@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attendo.functional import definition
 from attendo.functional.pooling import gathered
-from attendo.functional.route import Route, differentiable_gradients, route
+from attendo.functional.route import Route, differentiable_gradients, route, symbolic
 from attendo.kernels.selection import find
 
 
@@ -32,7 +32,7 @@ def recalibrate(
         channel, spatial = pair
         match route(x, (residual,), gates):
             case Route.KERNEL:
-                return find(x).recalibrate(x, channel, spatial, residual, relu, x if inplace else None)
+                return find(x).recalibrate(x, channel, spatial, residual, relu, overwritten(x) if inplace else None)
             case Route.OPERATOR:
                 return torch.ops.attendo.recalibrate(x, channel, spatial, residual, relu)
     return definition.recalibrate(x, gates, residual, relu)
@@ -40,7 +40,9 @@ def recalibrate(
 
 def _pair(x: Tensor, gates: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None] | None:
     """Return (channel gate, spatial gate) if gates are one of each at most, else None."""
-    samples, channels, height, width = x.shape if x.ndim == 4 else (0, 0, 0, 0)
+    if symbolic(x) or x.ndim != 4:
+        return None
+    samples, channels, height, width = x.shape
     channel = spatial = None
     for gate in gates:
         shape = gate.shape
@@ -55,10 +57,15 @@ def _pair(x: Tensor, gates: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor |
     return channel, spatial
 
 
-def _defined(
-    x: Tensor, channel: Tensor | None, spatial: Tensor | None, residual: Tensor | None, *, relu: bool
-) -> Tensor:
-    return definition.recalibrate(x, [gate for gate in (channel, spatial) if gate is not None], residual, relu)
+def overwritten(x: Tensor) -> Tensor:
+    """Return x, whose numbers are about to change: autograd must know, should it have saved them."""
+    if not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+    return x
+
+
+def _gated(x: Tensor, channel: Tensor | None, spatial: Tensor | None) -> Tensor:
+    return definition.recalibrate(x, [gate for gate in (channel, spatial) if gate is not None])
 
 
 @torch.library.custom_op("attendo::recalibrate", mutates_args=())
@@ -100,16 +107,17 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, channel, spatial, residual, ctx.relu = inputs
-    # the result only for the ReLU's mask; the shortcut, which lives on as the block's input, for second derivatives
-    ctx.save_for_backward(x, channel, spatial, residual, output if ctx.relu else None)
+    x, channel, spatial, _, ctx.relu = inputs
+    ctx.save_for_backward(x, channel, spatial, output if ctx.relu else None)  # the result for the ReLU's mask
 
 
 def _differentiate(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
-    x, channel, spatial, residual, out = ctx.saved_tensors
+    x, channel, spatial, out = ctx.saved_tensors
     if torch.is_grad_enabled():
-        inputs = [x, channel, spatial, residual]
-        return (*differentiable_gradients(lambda *tensors: (_defined(*tensors, relu=ctx.relu),), inputs, [up]), None)
+        up = up if out is None else torch.where(out <= 0, torch.zeros_like(up), up)
+        given = [x, channel, spatial]
+        gradients = differentiable_gradients(lambda *tensors: (_gated(*tensors),), given, [up])
+        return (*gradients, up if ctx.needs_input_grad[3] else None, None)
     need = ctx.needs_input_grad
     wanted = [need[0], need[1], need[2], need[3] and ctx.relu]
     first, second, third, fourth = torch.ops.attendo.recalibrate_backward(up, x, channel, spatial, out, wanted)

@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from attendo.kernels.selection import refusal, watched
+from attendo.kernels.selection import lazy, refusal, watched
 
 
 class Route(Enum):
@@ -32,11 +32,18 @@ def route(x: Tensor, maps: Sequence[Tensor | None], gates: Sequence[Tensor | Non
         if torch.compiler.is_exporting() or refusal(x, *maps) or any(t.dtype != x.dtype for t in others):
             return Route.DEFINITION
         return Route.OPERATOR
-    if watched(x, *others) or refusal(x, *maps) or any(t.dtype != x.dtype or t.device != x.device for t in others):
+    if watched(x, *others) or refusal(x, *maps):
+        return Route.DEFINITION
+    if lazy(x) or any(t.dtype != x.dtype or t.device != x.device or lazy(t) for t in others):
         return Route.DEFINITION
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in others)):
         return Route.OPERATOR
     return Route.KERNEL
+
+
+def symbolic(x: Tensor) -> bool:
+    """Whether shapes cannot be compared: torch.fx traces with stand-ins, torch.jit with tensors for numbers."""
+    return not isinstance(x, Tensor) or torch.jit.is_tracing()
 
 
 def differentiable_gradients(

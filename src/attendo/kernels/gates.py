@@ -10,36 +10,47 @@ from torch import Tensor
 class GateWeights(NamedTuple):
     """The arithmetic of SE, ECA, CBAM and their halves; a part is absent where its tensors are None.
 
-    The channel half pools every channel to ``pools`` statistics, sends each through one shared function (two fully
-    connected layers with a ReLU between them, or a convolution over channels), adds the results and takes the sigmoid.
-    The spatial half convolves mean and maximum over the channels of what the channel half leaves, normalises with fixed
-    statistics and takes the sigmoid.
+    The channel half pools every channel to its mean, its maximum or both, sends each through one shared function (two
+    fully connected layers with a ReLU between them, or a convolution over channels), adds the results and takes the
+    sigmoid. The spatial half convolves mean and maximum over the channels of what the channel half leaves, normalises
+    with fixed statistics and takes the sigmoid.
 
     Attributes:
-        pools: statistics of each channel, ``("mean",)``, ``("max",)`` or both; () without a channel half.
         fc1: weight (hidden, C) of the first layer; None with ``conv``.
         fc1_bias: (hidden) or None.
         fc2: (C, hidden).
         fc2_bias: (C) or None.
         conv: weight (1, 1, k) of the convolution over channels.
         spatial: weight (1, 2, k, k) of the spatial convolution.
-        norm: weight, bias, running mean and running variance of its norm, one number each; or ().
-        norm_eps: of that norm.
-        max_first: whether the spatial convolution's first input is the maximum.
+        norm_weight: of its norm, one number, as are the next three; None without a norm or without affine weights.
+        norm_bias: of its norm.
+        norm_mean: its running mean.
+        norm_var: its running variance.
+        norm_eps: what is added to that variance.
+        mean: whether the channel half sees the mean.
+        maximum: whether it sees the maximum.
+        maximum_first: whether the spatial convolution's first input is the maximum.
     """
 
-    pools: tuple[str, ...] = ()
     fc1: Tensor | None = None
     fc1_bias: Tensor | None = None
     fc2: Tensor | None = None
     fc2_bias: Tensor | None = None
     conv: Tensor | None = None
     spatial: Tensor | None = None
-    norm: tuple[Tensor, ...] = ()
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    norm_mean: Tensor | None = None
+    norm_var: Tensor | None = None
     norm_eps: float = 0.0
-    max_first: bool = False
+    mean: bool = False
+    maximum: bool = False
+    maximum_first: bool = False
 
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors that are there."""
-        named = (self.fc1, self.fc1_bias, self.fc2, self.fc2_bias, self.conv, self.spatial)
-        return [tensor for tensor in (*named, *self.norm) if tensor is not None]
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return the tensors in their order, None for those that are not there."""
+        return self[:10]
+
+    def contiguous(self) -> GateWeights:
+        """Return the same with every tensor contiguous."""
+        return GateWeights(*(part.contiguous() if isinstance(part, Tensor) else part for part in self))  # type: ignore[arg-type]

@@ -6,7 +6,9 @@ views, tensors that something watches or transforms) the definition itself does.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +18,17 @@ from attendo._errors import UnknownName
 from attendo.kernels.cpu import library
 from attendo.kernels.cpu.calls import DTYPES, Calls
 
+if TYPE_CHECKING:
+    from attendo.kernels.gpu.calls import Calls as GPUCalls
+
 PRIMITIVES = ("channel_stats", "spatial_stats", "recalibrate", "attention")
 REFERENCE, AUTO = "reference", "auto"
 _chosen = AUTO
 _CALLS = {name: Calls(table) for name in library.SETS if (table := library.table(name)) is not None}  # best first
 _BEST = next(iter(_CALLS), REFERENCE)
 _MISSING = "" if _CALLS else library.missing()
+_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_OLDEST = (8, 0)  # compute capability: bfloat16, and maxima that keep NaN
 
 
 class use:  # noqa: N801 - called like the function it mostly is
@@ -29,7 +36,7 @@ class use:  # noqa: N801 - called like the function it mostly is
 
     Args:
         name: ``"auto"`` (the best there is), ``"reference"`` (none: plain PyTorch), or an instruction set of the CPU
-            kernels: ``"avx512"``, ``"avx2"``, ``"plain"``.
+            kernels: ``"avx512"``, ``"avx2"``, ``"plain"``, which concerns the CPU alone.
 
     Raises:
         UnknownName: no such choice, or one that this machine cannot run.
@@ -70,12 +77,46 @@ def status() -> list[Status]:
     else:
         kernel, why = (_BEST if _chosen == AUTO else _chosen), _MISSING
     cpu = [Status(primitive, "cpu", kernel, why) for primitive in PRIMITIVES]
-    return [*cpu, *(Status(primitive, "cuda", REFERENCE, "no GPU kernels yet") for primitive in PRIMITIVES)]
+    return [*cpu, *(_gpu_status(primitive, why if _chosen == REFERENCE else "") for primitive in PRIMITIVES)]
 
 
-def find(x: Tensor) -> Calls:
+def _gpu_status(primitive: str, off: str) -> Status:
+    why = off or ("" if torch.cuda.is_available() else "no GPU here") or no_gpu_kernels(torch.cuda.current_device())
+    if not why and primitive == "attention":
+        why = "none in one call: its primitives run one after the other"
+    return Status(primitive, "cuda", REFERENCE if why else "triton", why)
+
+
+def find(x: Tensor) -> Calls | GPUCalls:
     """Return the kernels for the device of x; ``refusal`` has said that there are some."""
-    return _CALLS[_BEST if _chosen == AUTO else _chosen]
+    return _gpu_calls() if x.is_cuda else _CALLS[_BEST if _chosen == AUTO else _chosen]
+
+
+@functools.cache
+def _gpu_calls() -> GPUCalls:
+    from attendo.kernels.gpu.calls import Calls as Kernels  # imports Triton
+
+    return Kernels()
+
+
+def no_gpu_kernels(index: int) -> str:
+    """Say why the CUDA or ROCm device of that index has no Triton kernels; empty if it has."""
+    return _why_no_gpu_kernels(index)
+
+
+# torch.compiler.assume_constant_result says the same, and imports the whole compiler
+no_gpu_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _why_no_gpu_kernels(index: int) -> str:
+    if torch.version.hip is None and (found := torch.cuda.get_device_capability(index)) < _OLDEST:
+        return f"a GPU of compute capability {found[0]}.{found[1]}; the kernels need {_OLDEST[0]}.{_OLDEST[1]}"
+    try:
+        _gpu_calls()
+    except ImportError as error:
+        return f"no Triton: {error}"
+    return ""
 
 
 def refusal(x: Tensor, *others: Tensor | None) -> str | None:
@@ -88,8 +129,11 @@ def refusal(x: Tensor, *others: Tensor | None) -> str | None:
     if _chosen == REFERENCE:
         return 'turned off by kernels.use("reference")'
     if x.device.type != "cpu" or x.dtype not in DTYPES:
-        return f"there is none for {x.dtype} on {x.device.type}"
-    if _MISSING:
+        if x.device.type != "cuda" or x.dtype not in _GPU_DTYPES:
+            return f"there is none for {x.dtype} on {x.device.type}"
+        if why := no_gpu_kernels(x.device.index):
+            return why
+    elif _MISSING:
         return _MISSING
     if x.ndim != 4 or x.numel() == 0:
         return f"it takes maps (N, C, H, W) with something in them, not {tuple(x.shape)}"
@@ -111,10 +155,54 @@ def watched(*tensors: Tensor | None) -> str | None:
     for tensor in tensors:
         if tensor is not None and type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
             return f"{type(tensor).__name__} is a tensor subclass"
-    if torch._C._len_torch_dispatch_stack() or torch._C._is_torch_function_mode_enabled():
+    if _dispatch_modes() or _function_mode():
         return "a mode watches every operation"
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    if _transforms() is not None or forward_ad._current_level >= 0:
         return "a function transform is at work"
-    if torch._C._get_tracing_state() is not None:
+    if _trace() is not None:
         return "torch.jit traces"
     return None
+
+
+_dispatch_modes, _function_mode = torch._C._len_torch_dispatch_stack, torch._C._is_torch_function_mode_enabled
+_transforms, _trace = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
+
+
+def lazy(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor are not those in its memory: a pending negation, or zeros without memory."""
+    return tensor.is_neg() or tensor._is_zerotensor()
+
+
+def straight(x: Tensor, residual: Tensor | None, weights: Iterable[Tensor | None]) -> bool:
+    """Whether a call in inference on the CPU may go straight into a kernel: the common case of the checks above.
+
+    One flat function: between the convolutions of a network Python's own objects are cold in the caches, and every
+    further call and attribute costs there five times what it costs in a loop.
+    """
+    if torch.is_grad_enabled() or _chosen is not AUTO or torch.compiler.is_compiling() or watched() is not None:
+        return False
+    if type(x) is not Tensor or not x.is_cpu or x.ndim != 4 or x.numel() == 0 or lazy(x):
+        return False
+    dtype = x.dtype
+    if not _CALLS or dtype not in DTYPES:
+        return False
+    kind = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    if not x.is_contiguous(memory_format=kind):
+        return False
+    if residual is not None and not (
+        type(residual) is Tensor
+        and residual.dtype is dtype
+        and residual.is_same_size(x)
+        and residual.is_contiguous(memory_format=kind)
+        and residual.is_cpu
+        and not lazy(residual)
+    ):
+        return False
+    for weight in weights:
+        if weight is not None and (
+            weight.dtype is not dtype
+            or not (type(weight) is nn.Parameter or type(weight) is Tensor)
+            or not weight.is_cpu
+        ):
+            return False
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -50,29 +50,51 @@ class Gate(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrate x: (N, C, H, W) -> the same shape."""
+        if _has_any_global_hook():  # which wants to see the modules that ``gates`` calls
+            return recalibrate(x, self.gates(x))
         return self.recalibrate(x)
 
     def recalibrate(
         self, x: Tensor, residual: Tensor | None = None, relu: bool = False, inplace: bool = False
     ) -> Tensor:
-        """Multiply x by its gates; the other arguments are those of ``attendo.functional.recalibrate``."""
-        weights = self.weights()
+        """Multiply x by its gates; the other arguments are those of ``attendo.functional.recalibrate``.
+
+        What ``forward`` does, for a block that has more to do in the same pass; hooks of this module are not called.
+        """
+        weights = None if "gates" in self.__dict__ else self.weights()
         if weights is not None and (out := attend(x, weights, residual, relu, inplace)) is not None:
             return out
         return recalibrate(x, self.gates(x), residual, relu, inplace)
 
 
-def hooked(*modules: nn.Module) -> bool:
-    """Whether calling one of these does something before or after its forward."""
-    return _has_any_global_hook() or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+def hooked(module: nn.Module) -> bool:
+    """Whether calling this module does more than its forward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
-def bare(*modules: nn.Module) -> bool:
-    """Whether these do what their weights say and nothing more: no hooks, no parametrisation, nothing wrapped."""
-    return not hooked(*modules) and all(type(module) in _BARE for module in modules)
+def bare_tensors(module: nn.Module | None) -> tuple[Tensor | None, Tensor | None] | None:
+    """Return weight and bias of a module that does what they say and nothing more.
+
+    None for one with hooks, parametrisations, another forward or class: what it computes is its own affair.
+    """
+    if module is None or type(module) not in _BARE or hooked(module) or "forward" in module.__dict__:
+        return None
+    tensors = module._parameters
+    return tensors.get("weight"), tensors.get("bias")
 
 
-_BARE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.Identity)
+def bare_kernel(module: Any) -> Tensor | None:
+    """Return the weight of a convolution that keeps the map's size and does nothing besides; see ``bare_tensors``."""
+    tensors = bare_tensors(module)
+    if tensors is None or tensors[1] is not None or module.padding_mode != "zeros":
+        return None
+    ones, kept = (1,) * len(module.kernel_size), tuple(size // 2 for size in module.kernel_size)
+    return tensors[0] if (module.dilation, module.stride, module.padding) == (ones, ones, kept) else None
+
+
+_BARE = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.Identity}
 
 
 class AttentionConv(Attention):

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from attendo.functional import channel_stats
 from attendo.kernels.gates import GateWeights
-from attendo.layers._base import Gate, bare, check_channels, check_choice, check_odd, hidden_width, register
+from attendo.layers._base import (
+    Gate,
+    bare_kernel,
+    bare_tensors,
+    check_channels,
+    check_choice,
+    check_odd,
+    hidden_width,
+    register,
+)
 from attendo.layers.eca import adaptive_kernel_size
 
 
@@ -80,8 +89,11 @@ class ChannelGate(Gate):
         """Name the tensors above."""
         if self.gate != "sigmoid":
             return None
+        modules = self._modules
         if self.channel == "eca":
-            return GateWeights(("mean", "max"), conv=self.conv.weight) if bare(self.conv) else None
-        if not bare(self.fc1, self.fc2):
+            conv = bare_kernel(modules["conv"])
+            return None if conv is None else GateWeights(conv=conv, mean=True, maximum=True)
+        first, second = bare_tensors(modules["fc1"]), bare_tensors(modules["fc2"])
+        if first is None or second is None:
             return None
-        return GateWeights(("mean", "max"), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return GateWeights(*first, *second, mean=True, maximum=True)

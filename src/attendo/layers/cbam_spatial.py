@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attendo.functional import spatial_stats
 from attendo.kernels.gates import GateWeights
-from attendo.layers._base import Gate, bare, check_choice, check_odd, register
+from attendo.layers._base import Gate, bare_kernel, bare_tensors, check_choice, check_odd, register
 
 
 @register("cbam_spatial")
@@ -67,13 +67,22 @@ class SpatialGate(Gate):
 
     def weights(self) -> GateWeights | None:
         """Name the tensors above, where the norm's statistics are fixed."""
-        norm = self.norm
-        if self.gate != "sigmoid" or not bare(self.conv, norm):
+        conv, norm = bare_kernel(self._modules["conv"]), bare_tensors(self._modules["norm"])
+        if self.gate != "sigmoid" or conv is None or norm is None:
             return None
-        weights = GateWeights(spatial=self.conv.weight, max_first=self.max_first)
-        if not isinstance(norm, nn.BatchNorm2d):
-            return weights
-        if norm.training or norm.running_mean is None or norm.running_var is None:
+        module = self.norm
+        if type(module) is nn.Identity:
+            return GateWeights(spatial=conv, maximum_first=self.max_first)
+        mean, var = module._buffers["running_mean"], module._buffers["running_var"]
+        if module.training or mean is None or var is None:
             return None
-        fixed = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        return weights._replace(norm=fixed, norm_eps=norm.eps)
+        weight, bias = norm
+        return GateWeights(
+            spatial=conv,
+            norm_weight=weight,
+            norm_bias=bias,
+            norm_mean=mean,
+            norm_var=var,
+            norm_eps=module.eps,  # type: ignore[arg-type]
+            maximum_first=self.max_first,
+        )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attendo._errors import InvalidArgument
 from attendo.functional import channel_mean
 from attendo.kernels.gates import GateWeights
-from attendo.layers._base import Gate, bare, check_channels, check_odd, register
+from attendo.layers._base import Gate, bare_kernel, check_channels, check_odd, register
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:
@@ -67,4 +67,5 @@ class ECA(Gate):
 
     def weights(self) -> GateWeights | None:
         """Name the tensor above."""
-        return GateWeights(("mean",), conv=self.conv.weight) if bare(self.conv) else None
+        conv = bare_kernel(self._modules["conv"])
+        return None if conv is None else GateWeights(conv=conv, mean=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attendo.functional import channel_max, channel_mean
 from attendo.kernels.gates import GateWeights
-from attendo.layers._base import Gate, bare, check_choice, hidden_width, register
+from attendo.layers._base import Gate, bare_tensors, check_choice, hidden_width, register
 
 
 @register("se")
@@ -57,7 +57,8 @@ class SqueezeExcitation(Gate):
 
     def weights(self) -> GateWeights | None:
         """Name the tensors above."""
-        if not bare(self.fc1, self.fc2):
+        first, second = bare_tensors(self._modules["fc1"]), bare_tensors(self._modules["fc2"])
+        if first is None or second is None:
             return None
-        pools = ("mean",) if self.pool == "avg" else ("max",)
-        return GateWeights(pools, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        mean = self.pool == "avg"
+        return GateWeights(*first, *second, mean=mean, maximum=not mean)

@@ -1,7 +1,7 @@
 """timm's residual blocks, ending in one pass: gates times x, plus shortcut, rectified.
 
-The modules, their names and their order are timm's; what a block computes is the same. Where something stands between
-the attention and the sum (drop path in training, another activation), timm's own forward runs.
+The modules, their names and their order are timm's, and so is what a block computes. Where something else happens at
+its end (drop path in training, another activation, a hook), the steps run one by one.
 """
 
 from __future__ import annotations
@@ -10,26 +10,9 @@ from typing import Any
 
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from attendo.layers._base import Gate, hooked
-
-
-def _end(block: Any, x: Tensor, shortcut: Tensor) -> Tensor:
-    """Recalibrate the branch, add the shortcut, rectify."""
-    if block.downsample is not None:
-        shortcut = block.downsample(shortcut)
-    return block.se.recalibrate(x, shortcut, relu=True, inplace=True)
-
-
-def _ends_in_one_pass(block: Any, act: nn.Module) -> bool:
-    gate = block.se
-    return (
-        isinstance(gate, Gate)
-        and type(gate).forward is Gate.forward  # one that combines its gates otherwise takes no shortcut
-        and type(act) is nn.ReLU
-        and not hooked(gate, act)
-        and (block.drop_path is None or not block.training)
-    )
 
 
 class AttentionBasicBlock(BasicBlock):
@@ -37,10 +20,8 @@ class AttentionBasicBlock(BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, planes, H / stride, W / stride)."""
-        if not _ends_in_one_pass(self, self.act2):
-            return super().forward(x)
         y = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-        return _end(self, self.bn2(self.conv2(y)), x)
+        return _end(self, self.bn2, self.act2, self.bn2(self.conv2(y)), x)
 
 
 class AttentionBottleneck(Bottleneck):
@@ -48,8 +29,32 @@ class AttentionBottleneck(Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 4 planes, H / stride, W / stride)."""
-        if not _ends_in_one_pass(self, self.act3):
-            return super().forward(x)
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(y)))))
-        return _end(self, self.bn3(self.conv3(y)), x)
+        return _end(self, self.bn3, self.act3, self.bn3(self.conv3(y)), x)
+
+
+def _end(block: Any, norm: nn.Module, act: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
+    """Recalibrate the branch x, which the norm made, add the shortcut, rectify."""
+    gate, drop_path = block.se, block.drop_path
+    if block.downsample is not None:
+        shortcut = block.downsample(shortcut)
+    if (drop_path is None or not block.training) and _in_one_pass(gate, act):
+        ours = type(norm) is nn.BatchNorm2d and not norm._forward_hooks  # nobody else may have what it made
+        return gate.recalibrate(x, shortcut, relu=True, inplace=ours)
+    if gate is not None:
+        x = gate(x)
+    if drop_path is not None:
+        x = drop_path(x)
+    # in place, as in timm, but for attention: a backward hook on it does not stand its result being changed
+    x = x.add_(shortcut) if gate is None else x + shortcut
+    return act(x)
+
+
+def _in_one_pass(gate: Any, act: nn.Module) -> bool:
+    return (
+        getattr(type(gate), "forward", None) is Gate.forward  # one that combines its gates otherwise takes no shortcut
+        and type(act) is nn.ReLU
+        and not (hooked(gate) or hooked(act) or "forward" in gate.__dict__ or "forward" in act.__dict__)
+        and not _has_any_global_hook()
+    )

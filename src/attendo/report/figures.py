@@ -98,6 +98,8 @@ def _differences(model: str, summaries: Sequence[Summary], looks: Looks, limits:
     y = 0.0
     for attention, contrast, lines, numbers in rows:
         d, look, colour = contrast.difference, looks.marker(attention), looks.colour(attention)
+        # the lines of the grid, zero above all, end where a row's words and numbers stand
+        ax.axhspan(y + LINE - FONT_SIZE, y + LINE * len(lines) + 4, facecolor=PAPER, linewidth=0, zorder=2.5)
         for line in lines:
             y += LINE
             ax.text(0, y, drawing.text(line), transform=across, color=INK)

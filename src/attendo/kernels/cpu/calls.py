@@ -7,8 +7,6 @@ float32, or float64 for float64.
 
 from __future__ import annotations
 
-from ctypes import byref
-
 import torch
 from torch import Tensor
 
@@ -26,25 +24,32 @@ class Calls:
     """
 
     def __init__(self, table: library.Table) -> None:
-        self.table = table
+        self.table = {name: getattr(table, name) for name in library.SIGNATURES}
+        self._attention = self.table["attention"]
 
     def channel_stats(self, x: Tensor, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, maximum and ties of the maximum over positions, (N, C) each; ties are empty unless asked for."""
         size = x.shape[:2]
         mean, maximum, count = x.new_empty(size), x.new_empty(size), _numbers(x, *(size if ties else (0,)))
         where = count.data_ptr() if ties else None
-        self.table.channel_stats(_shape(x), x.data_ptr(), mean.data_ptr(), maximum.data_ptr(), where)
+        self.table["channel_stats"](_shape(x), x.data_ptr(), mean.data_ptr(), maximum.data_ptr(), where)
         return mean, maximum, count
 
     def channel_stats_backward(
-        self, mean_gradient: Tensor, maximum_gradient: Tensor, x: Tensor, maximum: Tensor, ties: Tensor
+        self,
+        mean_gradient: Tensor | None,
+        maximum_gradient: Tensor | None,
+        x: Tensor,
+        maximum: Tensor,
+        ties: Tensor,
     ) -> Tensor:
-        """Gradient of the map."""
+        """Gradient of the map; None stands for a gradient of zeros."""
         gradient = torch.empty_like(x)
-        mean_gradient, maximum_gradient = mean_gradient.contiguous(), maximum_gradient.contiguous()
-        self.table.channel_stats_backward(
+        mean_gradient = None if mean_gradient is None else mean_gradient.contiguous()
+        maximum_gradient = None if maximum_gradient is None else maximum_gradient.contiguous()
+        self.table["channel_stats_backward"](
             _shape(x),
-            *(t.data_ptr() for t in (mean_gradient, maximum_gradient, x, maximum, ties, gradient)),
+            *map(_pointer, (mean_gradient, maximum_gradient, x, maximum, ties, gradient)),
         )
         return gradient
 
@@ -55,7 +60,7 @@ class Calls:
         count = _numbers(x, *((samples, height, width) if ties else (0,)))
         gate = None if gate is None else gate.contiguous()
         where = count.data_ptr() if ties else None
-        self.table.spatial_stats(_shape(x), x.data_ptr(), _pointer(gate), _samples(gate), stats.data_ptr(), where)
+        self.table["spatial_stats"](_shape(x), x.data_ptr(), _pointer(gate), _samples(gate), stats.data_ptr(), where)
         return stats, count
 
     def spatial_stats_backward(
@@ -65,7 +70,7 @@ class Calls:
         gradient, stats_gradient = torch.empty_like(x), stats_gradient.contiguous()
         gate = None if gate is None else gate.contiguous()
         gate_gradient = None if gate is None else _numbers(x, *x.shape[:2])
-        self.table.spatial_stats_backward(
+        self.table["spatial_stats_backward"](
             _shape(x),
             *(stats_gradient.data_ptr(), x.data_ptr(), _pointer(gate), _samples(gate), stats.data_ptr()),
             *(ties.data_ptr(), gradient.data_ptr(), _pointer(gate_gradient)),
@@ -85,7 +90,7 @@ class Calls:
         out = torch.empty_like(x) if out is None else out
         channel = None if channel is None else channel.contiguous()
         spatial = None if spatial is None else spatial.contiguous()
-        self.table.recalibrate(
+        self.table["recalibrate"](
             *(_shape(x), x.data_ptr(), _pointer(channel), _samples(channel), _pointer(spatial), _samples(spatial)),
             *(_pointer(residual), relu, out.data_ptr()),
         )
@@ -119,7 +124,7 @@ class Calls:
             _numbers(x, samples, height, width) if wanted[2] else None,
             torch.empty_like(x) if wanted[3] else None,
         )
-        self.table.recalibrate_backward(
+        self.table["recalibrate_backward"](
             *(_shape(x), up.data_ptr(), x.data_ptr(), _pointer(channel), _samples(channel), _pointer(spatial)),
             *(_samples(spatial), _pointer(out), *map(_pointer, gradients)),
         )
@@ -130,22 +135,20 @@ class Calls:
     ) -> Tensor:
         """A whole attention in one call; the tensors of ``weights`` are contiguous and of the dtype of x."""
         out = torch.empty_like(x) if out is None else out
-        self.table.attention(_shape(x), x.data_ptr(), _pointer(residual), relu, byref(_gates(weights)), out.data_ptr())
+        fc1, conv, spatial = weights.fc1, weights.conv, weights.spatial
+        call = library.ATTENTION.pack(
+            *(*x.shape, DTYPES[x.dtype], not x.is_contiguous(), torch.get_num_threads(), relu),
+            *(x.data_ptr(), 0 if residual is None else residual.data_ptr(), out.data_ptr()),
+            *[0 if tensor is None else tensor.data_ptr() for tensor in weights[:10]],
+            *(weights.norm_eps, 0 if fc1 is None else fc1.shape[0], 0 if conv is None else conv.shape[-1]),
+            *(0 if spatial is None else spatial.shape[-1], weights.mean, weights.maximum, weights.maximum_first),
+        )
+        self._attention(call)
         return out
 
 
 def _shape(x: Tensor) -> library.Shape:
     return library.Shape(*x.shape, DTYPES[x.dtype], not x.is_contiguous(), torch.get_num_threads())
-
-
-def _gates(w: GateWeights) -> library.Gates:
-    norm = tuple(tensor.data_ptr() for tensor in w.norm) or (None,) * 4
-    return library.Gates(
-        *(_pointer(w.fc1), _pointer(w.fc1_bias), _pointer(w.fc2), _pointer(w.fc2_bias), _pointer(w.conv)),
-        *(_pointer(w.spatial), *norm, w.norm_eps, 0 if w.fc1 is None else w.fc1.shape[0]),
-        *(0 if w.conv is None else w.conv.shape[-1], 0 if w.spatial is None else w.spatial.shape[-1]),
-        *("mean" in w.pools, "max" in w.pools, w.max_first),
-    )
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

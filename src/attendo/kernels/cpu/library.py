@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_void_p
+import struct
+from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
 
 from attendo.kernels.cpu.build import LIBRARY, REASON
 
@@ -22,19 +23,8 @@ class Shape(Structure):
     ]
 
 
-class Gates(Structure):
-    """Gates of native/attention.h: what computes the gates of a whole attention."""
-
-    POINTERS = (
-        *("fc1", "fc1_bias", "fc2", "fc2_bias", "conv", "spatial"),
-        *("norm_weight", "norm_bias", "norm_mean", "norm_var"),
-    )
-    _fields_ = [
-        *((name, c_void_p) for name in POINTERS),
-        ("norm_eps", c_double),
-        *((name, c_int64) for name in ("hidden", "kernel_size", "spatial_kernel")),
-        *((name, c_int32) for name in ("mean", "maximum", "maximum_first")),
-    ]
+# Attention of native/attention.h: sizes and flags, pointers, the norm's epsilon, sizes and flags.
+ATTENTION = struct.Struct("=8q13Qd6q")
 
 
 _P, _I, _B, _S = c_void_p, c_int64, c_int32, POINTER(Shape)
@@ -45,7 +35,7 @@ SIGNATURES = {
     "spatial_stats_backward": (_S, _P, _P, _P, _I, _P, _P, _P, _P),
     "recalibrate": (_S, _P, _P, _I, _P, _I, _P, _B, _P),
     "recalibrate_backward": (_S, _P, _P, _P, _I, _P, _I, _P, _P, _P, _P, _P),
-    "attention": (_S, _P, _P, _B, POINTER(Gates), _P),
+    "attention": (c_char_p,),
 }
 
 

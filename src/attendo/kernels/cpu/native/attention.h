@@ -9,36 +9,58 @@
 namespace attendo {
 namespace ATTENDO_ISA {
 
-// What computes the gates; mirrored by attendo.kernels.cpu.library. Null pointers: a part that is not there.
-struct Gates {
+// One call, as attendo.kernels.cpu.calls packs it. Null pointers: a part that is not there.
+struct Attention {
+    index samples, channels, height, width, dtype, channels_last, threads, relu;
+    const void *x, *residual;
+    void* out;
     const void *fc1, *fc1_bias, *fc2, *fc2_bias;  // (hidden, C), (hidden), (C, hidden), (C): the shared MLP, or
     const void* conv;                             // (kernel_size): the shared convolution over channels
     const void* spatial;                          // (2, spatial_kernel, spatial_kernel)
     const void *norm_weight, *norm_bias, *norm_mean, *norm_var;  // one number each
     double norm_eps;
     index hidden, kernel_size, spatial_kernel;
-    std::int32_t mean, maximum;  // which statistics the channel half sees
-    std::int32_t maximum_first;  // in the spatial convolution's input
+    index mean, maximum;  // which statistics the channel half sees
+    index maximum_first;  // in the spatial convolution's input
 };
 
-template <class T>
-inline NumberOf<T> dot(const T* a, const NumberOf<T>* b, index n) {
-    using S = Store<T>;
+// R rows of a matrix times S vectors: row r and vector v give to[v * apart + r]. Each number that is loaded serves
+// R or S products.
+template <int R, int S, class T>
+inline void dots(const T* rows, index length, const NumberOf<T>* vectors, NumberOf<T>* to, index apart) {
     using V = VectorOf<T>;
     using N = Store<NumberOf<T>>;
     constexpr int L = LANES<T>;
-    V s0{}, s1{}, s2{}, s3{};
+    V sums[R][S] = {};
     index i = 0;
-    for (; i + 4 * L <= n; i += 4 * L) {
-        s0 += S::load(a + i) * N::load(b + i);
-        s1 += S::load(a + i + L) * N::load(b + i + L);
-        s2 += S::load(a + i + 2 * L) * N::load(b + i + 2 * L);
-        s3 += S::load(a + i + 3 * L) * N::load(b + i + 3 * L);
+    for (; i + L <= length; i += L) {
+        V loaded[S];
+        for (int v = 0; v < S; ++v) loaded[v] = N::load(vectors + v * length + i);
+        for (int r = 0; r < R; ++r) {
+            const V row = Store<T>::load(rows + r * length + i);
+            for (int v = 0; v < S; ++v) sums[r][v] += row * loaded[v];
+        }
     }
-    for (; i + L <= n; i += L) s0 += S::load(a + i) * N::load(b + i);
-    NumberOf<T> sum = sum_of<T>((s0 + s1) + (s2 + s3));
-    for (; i < n; ++i) sum += S::get(a[i]) * b[i];
-    return sum;
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < S; ++v) {
+            NumberOf<T> sum = sum_of<T>(sums[r][v]);
+            for (index j = i; j < length; ++j) sum += Store<T>::get(rows[r * length + j]) * vectors[v * length + j];
+            to[v * apart + r] = sum;
+        }
+}
+template <int R, class T>
+inline void dots_of_rows(const T* rows, index length, const NumberOf<T>* vectors, index count, NumberOf<T>* to, index apart) {
+    index v = 0;
+    for (; v + 4 <= count; v += 4) dots<R, 4>(rows, length, vectors + v * length, to + v * apart, apart);
+    for (; v < count; ++v) dots<R, 1>(rows, length, vectors + v * length, to + v * apart, apart);
+}
+// Rows [from, end) of a (rows, length) matrix times `count` vectors of that length: results (count, apart).
+template <class T>
+inline void times_matrix(const T* matrix, index from, index end, index length, const NumberOf<T>* vectors, index count,
+                         NumberOf<T>* to, index apart) {
+    index r = from;
+    for (; r + 4 <= end; r += 4) dots_of_rows<4>(matrix + r * length, length, vectors, count, to + r, apart);
+    for (; r < end; ++r) dots_of_rows<1>(matrix + r * length, length, vectors, count, to + r, apart);
 }
 
 inline void sigmoid_of(float* x, index n) {
@@ -79,19 +101,25 @@ inline void spatial_row(const Number* padded, index H, index stride, index k, co
 constexpr index CHUNK = ATTENDO_CHUNK;  // bytes of the map that go through all steps together
 
 template <class T>
-void attention(const T* x, Shape s, index height, const T* residual, bool relu, const Gates& g, T* out, int threads) {
+void attention(const Attention& g) {
     using S = Store<T>;
     using Number = NumberOf<T>;
-    const index C = s.channels, P = s.positions, H = height, W = P / H;
+    const Shape s = {g.samples, g.channels, g.height * g.width, g.channels_last != 0};
+    const index C = s.channels, P = s.positions, H = g.height, W = g.width;
+    const T *const x = static_cast<const T*>(g.x), *const residual = static_cast<const T*>(g.residual);
+    T* const out = static_cast<T*>(g.out);
+    const int threads = int(g.threads);
+    const bool relu = g.relu != 0;
     const index bytes = s.size() * index(sizeof(T));
     const index together = least(s.samples, most(1, CHUNK / most(1, bytes)));
     const bool channel = g.fc1 || g.conv, spatial = g.spatial;
     const int both = g.mean && g.maximum ? 2 : 1;  // statistics per channel
     const index k = g.spatial_kernel, stride = W + k - 1 + LANES<T>, padded_size = 2 * (H + k - 1) * stride;
-    Scratch<Number> pooled_(together * both * C), hidden_(together * g.hidden), gate_(together * C);
+    Scratch<Number> pooled_(together * both * C), raw_(together * both * g.hidden);
+    Scratch<Number> hidden_(together * g.hidden), gate_(together * C);
     Scratch<Number> padded_(spatial ? together * padded_size : 0), map_(spatial ? together * P : 0), weight_(2 * k * k);
     Scratch<Number> taps_(g.kernel_size);
-    Number *const pooled = pooled_.data, *const hidden = hidden_.data, *const gate = gate_.data;
+    Number *const pooled = pooled_.data, *const raw = raw_.data, *const hidden = hidden_.data, *const gate = gate_.data;
     Number *const padded = padded_.data, *const map = map_.data, *const weight = weight_.data, *const taps = taps_.data;
     Number scale = 1, shift = 0;
     auto number = [](const void* p) { return S::get(*static_cast<const T*>(p)); };
@@ -113,9 +141,9 @@ void attention(const T* x, Shape s, index height, const T* residual, bool relu, 
     }
     const index rows = s.channels_last ? P : C, strip = most(1, least(rows, 8192 / most(1, s.channels_last ? C : P)));
     const index strips = ceil_of(rows, strip);
-    Shape tiling = s;
-    tiling.samples = together >= 2 * threads ? 8 : 1;  // cut a sample where the samples are too few for the threads
-    const index tile = tile_of(tiling), tiles = ceil_of(P, tile);
+    // Statistics of a position do not depend on how positions are shared out: an equal part to each thread.
+    const index parts = together % threads ? threads : 1;
+    const index tile = least(TILE, ceil_of(ceil_of(P, parts), LANES<T>) * LANES<T>), tiles = ceil_of(P, tile);
     const bool alone = threads < 2 || s.samples * bytes < 65536;
     Scratch<Number> sums_(s.channels_last && channel ? together * 2 * C * 8 : 0);
     Number* const sums = sums_.data;
@@ -158,38 +186,44 @@ void attention(const T* x, Shape s, index height, const T* residual, bool relu, 
                 }
         }
         if (g.fc1) {
+            const index part = 16;  // rows of a task
 #pragma omp for schedule(static)
-            for (index j = 0; j < g.hidden; ++j)
-                for (index n = 0; n < count; ++n) {
-                    const T* row = static_cast<const T*>(g.fc1) + j * C;
-                    const Number bias = g.fc1_bias ? S::get(static_cast<const T*>(g.fc1_bias)[j]) : 0;
-                    Number sum = 0;
-                    for (int i = 0; i < both; ++i) sum += rectified(dot(row, pooled + (n * both + i) * C, C) + bias);
-                    hidden[n * g.hidden + j] = sum;  // fc2 is linear: the sum may pass through it once
-                }
-#pragma omp for schedule(static)
-            for (index task = 0; task < ceil_of(C, 64); ++task)
-                for (index n = 0; n < count; ++n) {
-                    const index end = least(C, task * 64 + 64);
-                    for (index c = task * 64; c < end; ++c) {
-                        const T* row = static_cast<const T*>(g.fc2) + c * g.hidden;
-                        const Number bias = g.fc2_bias ? S::get(static_cast<const T*>(g.fc2_bias)[c]) * Number(both) : 0;
-                        gate[n * C + c] = dot(row, hidden + n * g.hidden, g.hidden) + bias;
+            for (index task = 0; task < ceil_of(g.hidden, part); ++task) {
+                const index begin = task * part, end = least(g.hidden, begin + part);
+                times_matrix(static_cast<const T*>(g.fc1), begin, end, C, pooled, count * both, raw, g.hidden);
+                for (index n = 0; n < count; ++n)
+                    for (index j = begin; j < end; ++j) {
+                        const Number bias = g.fc1_bias ? S::get(static_cast<const T*>(g.fc1_bias)[j]) : 0;
+                        Number sum = 0;
+                        for (int i = 0; i < both; ++i) sum += rectified(raw[(n * both + i) * g.hidden + j] + bias);
+                        hidden[n * g.hidden + j] = sum;  // fc2 is linear: the sum may pass through it once
                     }
-                    sigmoid_of(gate + n * C + task * 64, end - task * 64);
-                }
-        } else if (g.conv) {
+            }
 #pragma omp for schedule(static)
-            for (index n = 0; n < count; ++n) {
-                const index half = g.kernel_size / 2;
-                for (index c = 0; c < C; ++c) {
-                    Number sum = 0;
-                    for (int i = 0; i < both; ++i)
-                        for (index j = most(0, half - c); j < least(g.kernel_size, C + half - c); ++j)
-                            sum += taps[j] * pooled[(n * both + i) * C + c + j - half];
-                    gate[n * C + c] = sum;
+            for (index task = 0; task < ceil_of(C, 64); ++task) {
+                const index begin = task * 64, end = least(C, begin + 64);
+                times_matrix(static_cast<const T*>(g.fc2), begin, end, g.hidden, hidden, count, gate, C);
+                for (index n = 0; n < count; ++n) {
+                    for (index c = begin; g.fc2_bias && c < end; ++c)
+                        gate[n * C + c] += S::get(static_cast<const T*>(g.fc2_bias)[c]) * Number(both);
+                    sigmoid_of(gate + n * C + begin, end - begin);
                 }
-                sigmoid_of(gate + n * C, C);
+            }
+        } else if (g.conv) {
+            const index part = 256, pieces = ceil_of(C, part), half = g.kernel_size / 2;
+#pragma omp for schedule(static)
+            for (index task = 0; task < count * pieces; ++task) {
+                const index n = task / pieces, begin = task % pieces * part, end = least(C, begin + part);
+                Number* const to = gate + n * C;
+                for (index c = begin; c < end; ++c) to[c] = 0;
+                for (int i = 0; i < both; ++i)
+                    for (index j = 0; j < g.kernel_size; ++j) {
+                        const Number* const from_ = pooled + (n * both + i) * C + j - half;
+                        const Number tap = taps[j];
+                        const index last = least(end, C + half - j);
+                        for (index c = most(begin, half - j); c < last; ++c) to[c] += tap * from_[c];
+                    }
+                sigmoid_of(to + begin, end - begin);
             }
         }
         if (spatial) {

@@ -13,6 +13,14 @@ struct Shape {
     index elements() const { return samples * channels * positions; }
 };
 
+// The maximum of n numbers `apart` from each other, one by one: the way for those with a NaN among them.
+template <class T>
+inline NumberOf<T> careful_maximum(const T* x, index n, index apart) {
+    NumberOf<T> best = Store<T>::get(x[0]);
+    for (index i = 1; i < n; ++i) best = larger(best, Store<T>::get(x[i * apart]));
+    return best;
+}
+
 // One channel of the contiguous layout.
 template <class T>
 inline void row_stats(const T* x, index n, NumberOf<T>* sum, NumberOf<T>* maximum) {
@@ -20,13 +28,10 @@ inline void row_stats(const T* x, index n, NumberOf<T>* sum, NumberOf<T>* maximu
     using V = VectorOf<T>;
     constexpr int L = LANES<T>;
     if (n < L) {
-        NumberOf<T> total = 0, best = S::get(x[0]);
-        for (index i = 0; i < n; ++i) {
-            total += S::get(x[i]);
-            best = larger(best, S::get(x[i]));
-        }
+        NumberOf<T> total = 0;
+        for (index i = 0; i < n; ++i) total += S::get(x[i]);
         *sum = total;
-        if (maximum) *maximum = best;
+        if (maximum) *maximum = careful_maximum(x, n, 1);
         return;
     }
     const V last = S::load(x + n - L);  // overlaps what came before where n is no multiple of L
@@ -35,15 +40,17 @@ inline void row_stats(const T* x, index n, NumberOf<T>* sum, NumberOf<T>* maximu
     for (; i + 4 * L <= n; i += 4 * L) {
         const V a = S::load(x + i), b = S::load(x + i + L), c = S::load(x + i + 2 * L), d = S::load(x + i + 3 * L);
         s0 += a, s1 += b, s2 += c, s3 += d;
-        if (maximum) m0 = larger(m0, a), m1 = larger(m1, b), m2 = larger(m2, c), m3 = larger(m3, d);
+        if (maximum) m0 = quick_larger(m0, a), m1 = quick_larger(m1, b), m2 = quick_larger(m2, c), m3 = quick_larger(m3, d);
     }
     for (; i + L <= n; i += L) {
         const V a = S::load(x + i);
         s0 += a;
-        if (maximum) m0 = larger(m0, a);
+        if (maximum) m0 = quick_larger(m0, a);
     }
-    *sum = sum_of<T>((s0 + s1) + (s2 + s3));
-    if (maximum) *maximum = largest_of<T>(larger(larger(m0, m1), larger(m2, m3)));
+    const NumberOf<T> total = sum_of<T>((s0 + s1) + (s2 + s3));
+    *sum = total;
+    if (!maximum) return;
+    *maximum = total == total ? largest_of<T>(quick_larger(quick_larger(m0, m1), quick_larger(m2, m3))) : careful_maximum(x, n, 1);
 }
 
 template <class T>
@@ -77,20 +84,22 @@ inline void block_stats(const T* x, index positions, index channels, NumberOf<T>
         for (; c + L <= channels; c += L) {
             const V a = S::load(x0 + c), b = S::load(x1 + c), d = S::load(x2 + c), e = S::load(x3 + c);
             N::save(sum + c, N::load(sum + c) + ((a + b) + (d + e)));
-            if (maximum) N::save(maximum + c, larger(N::load(maximum + c), larger(larger(a, b), larger(d, e))));
+            if (maximum) N::save(maximum + c, quick_larger(N::load(maximum + c), quick_larger(quick_larger(a, b), quick_larger(d, e))));
         }
         for (; c < channels; ++c) {
             const NumberOf<T> a = S::get(x0[c]), b = S::get(x1[c]), d = S::get(x2[c]), e = S::get(x3[c]);
             sum[c] += (a + b) + (d + e);
-            if (maximum) maximum[c] = larger(maximum[c], larger(larger(a, b), larger(d, e)));
+            if (maximum) maximum[c] = quick_larger(maximum[c], quick_larger(quick_larger(a, b), quick_larger(d, e)));
         }
     }
     for (; p < positions; ++p)
         for (index c = 0; c < channels; ++c) {
             const NumberOf<T> a = S::get(x[p * channels + c]);
             sum[c] += a;
-            if (maximum) maximum[c] = larger(maximum[c], a);
+            if (maximum) maximum[c] = quick_larger(maximum[c], a);
         }
+    for (index c = 0; maximum && c < channels; ++c)
+        if (sum[c] != sum[c] && positions > 0) maximum[c] = careful_maximum(x + c, positions, channels);
 }
 
 // Into how many blocks of positions a sample is cut: decided by the shape alone, so that sums do not depend on threads.

@@ -27,6 +27,5 @@ struct AttendoTable {
                                  std::int64_t channel_samples, const void* spatial /*?*/, std::int64_t spatial_samples,
                                  const void* out /*?*/, void* gradient /*?*/, void* channel_gradient /*?*/,
                                  void* spatial_gradient /*?*/, void* residual_gradient /*?*/);
-    void (*attention)(const AttendoShape*, const void* x, const void* residual /*?*/, std::int32_t relu, const void* gates,
-                      void* out);
+    void (*attention)(const void* call);  // Attention of attention.h
 };

@@ -13,10 +13,10 @@ Shape shape_of(const AttendoShape& s) { return {s.samples, s.channels, s.height 
 
 // Call f with a null pointer of the stored type, so that its lambda knows the type.
 template <class F>
-void by_dtype(const AttendoShape* s, const F& f) {
-    if (s->dtype == 0)
+void by_dtype(int dtype, const F& f) {
+    if (dtype == 0)
         f(static_cast<float*>(nullptr));
-    else if (s->dtype == 1)
+    else if (dtype == 1)
         f(static_cast<bfloat16*>(nullptr));
     else
         f(static_cast<double*>(nullptr));
@@ -34,7 +34,7 @@ T* to(void* p) {
 }  // namespace
 
 static void channel_stats_(const AttendoShape* s, const void* x, void* mean, void* maximum, void* ties) {
-    by_dtype(s, [=](auto* t) {
+    by_dtype(s->dtype, [=](auto* t) {
         using T = std::remove_pointer_t<decltype(t)>;
         channel_stats<T, T>(in<T>(x), shape_of(*s), to<T>(mean), to<T>(maximum), to<NumberOf<T>>(ties), s->threads);
     });
@@ -42,7 +42,7 @@ static void channel_stats_(const AttendoShape* s, const void* x, void* mean, voi
 
 static void channel_stats_backward_(const AttendoShape* s, const void* mean_gradient, const void* maximum_gradient, const void* x,
                                     const void* maximum, const void* ties, void* gradient) {
-    by_dtype(s, [=](auto* t) {
+    by_dtype(s->dtype, [=](auto* t) {
         using T = std::remove_pointer_t<decltype(t)>;
         channel_stats_backward<T>(in<T>(mean_gradient), in<T>(maximum_gradient), in<T>(x), in<T>(maximum), in<NumberOf<T>>(ties),
                                   to<T>(gradient), shape_of(*s), s->threads);
@@ -50,7 +50,7 @@ static void channel_stats_backward_(const AttendoShape* s, const void* mean_grad
 }
 
 static void spatial_stats_(const AttendoShape* s, const void* x, const void* gate, index gate_samples, void* stats, void* ties) {
-    by_dtype(s, [=](auto* t) {
+    by_dtype(s->dtype, [=](auto* t) {
         using T = std::remove_pointer_t<decltype(t)>;
         spatial_stats<T>(in<T>(x), shape_of(*s), in<T>(gate), gate_samples, to<T>(stats), to<NumberOf<T>>(ties), s->threads);
     });
@@ -59,7 +59,7 @@ static void spatial_stats_(const AttendoShape* s, const void* x, const void* gat
 static void spatial_stats_backward_(const AttendoShape* s, const void* stats_gradient, const void* x, const void* gate,
                                     index gate_samples, const void* stats, const void* ties, void* gradient,
                                     void* gate_gradient) {
-    by_dtype(s, [=](auto* t) {
+    by_dtype(s->dtype, [=](auto* t) {
         using T = std::remove_pointer_t<decltype(t)>;
         spatial_stats_backward<T>(in<T>(stats_gradient), in<T>(x), in<T>(gate), gate_samples, in<T>(stats), in<NumberOf<T>>(ties),
                                   to<T>(gradient), to<NumberOf<T>>(gate_gradient), shape_of(*s), s->threads);
@@ -68,7 +68,7 @@ static void spatial_stats_backward_(const AttendoShape* s, const void* stats_gra
 
 static void recalibrate_(const AttendoShape* s, const void* x, const void* channel, index channel_samples, const void* spatial,
                          index spatial_samples, const void* residual, std::int32_t relu, void* out) {
-    by_dtype(s, [=](auto* t) {
+    by_dtype(s->dtype, [=](auto* t) {
         using T = std::remove_pointer_t<decltype(t)>;
         recalibrate<T>(in<T>(x), shape_of(*s), in<T>(channel), channel_samples, in<T>(spatial), spatial_samples, in<T>(residual),
                        relu != 0, to<T>(out), s->threads);
@@ -78,7 +78,7 @@ static void recalibrate_(const AttendoShape* s, const void* x, const void* chann
 static void recalibrate_backward_(const AttendoShape* s, const void* up, const void* x, const void* channel,
                                   index channel_samples, const void* spatial, index spatial_samples, const void* out,
                                   void* gradient, void* channel_gradient, void* spatial_gradient, void* residual_gradient) {
-    by_dtype(s, [=](auto* t) {
+    by_dtype(s->dtype, [=](auto* t) {
         using T = std::remove_pointer_t<decltype(t)>;
         recalibrate_backward<T>(in<T>(up), in<T>(x), shape_of(*s), in<T>(channel), channel_samples, in<T>(spatial),
                                 spatial_samples, in<T>(out), to<T>(gradient), to<NumberOf<T>>(channel_gradient),
@@ -86,13 +86,9 @@ static void recalibrate_backward_(const AttendoShape* s, const void* up, const v
     });
 }
 
-static void attention_(const AttendoShape* s, const void* x, const void* residual, std::int32_t relu, const void* gates,
-                       void* out) {
-    by_dtype(s, [=](auto* t) {
-        using T = std::remove_pointer_t<decltype(t)>;
-        attention<T>(in<T>(x), shape_of(*s), s->height, in<T>(residual), relu != 0, *static_cast<const Gates*>(gates), to<T>(out),
-                     s->threads);
-    });
+static void attention_(const void* call) {
+    const Attention& g = *static_cast<const Attention*>(call);
+    by_dtype(int(g.dtype), [&](auto* t) { attention<std::remove_pointer_t<decltype(t)>>(g); });
 }
 
 extern const AttendoTable table;

@@ -12,6 +12,13 @@ inline X product(X x, X gate) {
     return Store<T>::round(x * gate);
 }
 
+template <class T>
+inline NumberOf<T> careful_gated_maximum(const T* x, index n, index apart, const NumberOf<T>* gate) {
+    NumberOf<T> best = product<T>(Store<T>::get(x[0]), gate ? gate[0] : 1);
+    for (index i = 1; i < n; ++i) best = larger(best, product<T>(Store<T>::get(x[i * apart]), gate ? gate[i] : 1));
+    return best;
+}
+
 // One tile of positions of one sample, contiguous layout; mean, maximum and ties hold `width` numbers each.
 template <class T>
 inline void tile_stats(const T* x, index C, index P, index width, const NumberOf<T>* gate, NumberOf<T>* mean,
@@ -36,13 +43,13 @@ inline void tile_stats(const T* x, index C, index P, index width, const NumberOf
             const V a = product<T>(S::load(x0 + p), broadcast<V>(g0)), b = product<T>(S::load(x1 + p), broadcast<V>(g1)),
                     d = product<T>(S::load(x2 + p), broadcast<V>(g2)), e = product<T>(S::load(x3 + p), broadcast<V>(g3));
             N::save(mean + p, N::load(mean + p) + ((a + b) + (d + e)));
-            N::save(maximum + p, larger(N::load(maximum + p), larger(larger(a, b), larger(d, e))));
+            N::save(maximum + p, quick_larger(N::load(maximum + p), quick_larger(quick_larger(a, b), quick_larger(d, e))));
         }
         for (; p < width; ++p) {
             const Number a = product<T>(S::get(x0[p]), g0), b = product<T>(S::get(x1[p]), g1),
                          d = product<T>(S::get(x2[p]), g2), e = product<T>(S::get(x3[p]), g3);
             mean[p] += (a + b) + (d + e);
-            maximum[p] = larger(maximum[p], larger(larger(a, b), larger(d, e)));
+            maximum[p] = quick_larger(maximum[p], quick_larger(quick_larger(a, b), quick_larger(d, e)));
         }
     }
     for (; c < C; ++c) {
@@ -66,6 +73,7 @@ inline void tile_stats(const T* x, index C, index P, index width, const NumberOf
         }
     }
     for (index p = 0; p < width; ++p) {
+        if (mean[p] != mean[p]) maximum[p] = careful_gated_maximum(x + p, C, P, gate);
         mean[p] /= Number(C);
         if (ties && maximum[p] != maximum[p]) ties[p] = 0;
     }
@@ -89,13 +97,14 @@ inline void pixel_stats(const T* x, index C, const NumberOf<T>* gate, NumberOf<T
         V s0{}, s1{}, m0 = first, m1 = first;
         for (; c + 2 * L <= C; c += 2 * L) {
             const V a = vector(c), b = vector(c + L);
-            s0 += a, s1 += b, m0 = larger(m0, a), m1 = larger(m1, b);
+            s0 += a, s1 += b, m0 = quick_larger(m0, a), m1 = quick_larger(m1, b);
         }
-        for (; c + L <= C; c += L) s0 += vector(c), m0 = larger(m0, vector(c));
+        for (; c + L <= C; c += L) s0 += vector(c), m0 = quick_larger(m0, vector(c));
         sum = sum_of<T>(s0 + s1);
-        best = largest_of<T>(larger(m0, m1));
+        best = largest_of<T>(quick_larger(m0, m1));
     }
-    for (; c < C; ++c) sum += number(c), best = larger(best, number(c));
+    for (; c < C; ++c) sum += number(c), best = quick_larger(best, number(c));
+    if (sum != sum) best = careful_gated_maximum(x, C, 1, gate);
     *mean = sum / Number(C);
     *maximum = best;
     if (ties) {

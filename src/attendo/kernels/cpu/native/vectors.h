@@ -2,13 +2,15 @@
 //
 // Written with the vector extensions of GCC and Clang, so that one source serves AVX-512 (64 bytes), AVX2 (32) and
 // everything else (16: SSE2, NEON). Everything lies in a namespace of its instruction set: the same template compiled
-// for another one must not be merged with it by the linker. For the same reason nothing here uses templates of std.
+// for another one must not be merged with it by the linker. For the same reason no
+// function of std is instantiated here.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 namespace attendo {
 namespace ATTENDO_ISA {
@@ -118,6 +120,12 @@ inline V larger(V a, V b) {
     return (b > a) | (b != b) ? b : a;
 }
 
+// The larger of two that are not NaN: one instruction. Where a sum over the same numbers is no NaN, none of them was.
+template <class V>
+inline V quick_larger(V a, V b) {
+    return a > b ? a : b;
+}
+
 // ReLU as PyTorch's: 0 below 0, NaN stays.
 template <class V>
 inline V rectified(V v) {
@@ -146,12 +154,19 @@ inline V passed(V gradient, V output) {
     return output <= zero ? zero : gradient;
 }
 
-// The register with its numbers moved K places: compilers make one shuffle of it.
+// The register with its numbers moved K places. GCC makes one shuffle of a mask that is written out, and dozens of
+// instructions of a loop.
+template <class T, int K, int... I>
+inline VectorOf<T> rotated(VectorOf<T> v, std::integer_sequence<int, I...>) {
+#ifdef __clang__
+    return __builtin_shufflevector(v, v, ((I + K) % LANES<T>)...);
+#else
+    return __builtin_shuffle(v, decltype(v < v){((I + K) % LANES<T>)...});
+#endif
+}
 template <class T, int K>
 inline VectorOf<T> rotated(VectorOf<T> v) {
-    VectorOf<T> moved;
-    for (int i = 0; i < LANES<T>; ++i) moved[i] = v[(i + K) % LANES<T>];
-    return moved;
+    return rotated<T, K>(v, std::make_integer_sequence<int, LANES<T>>{});
 }
 // f over all numbers of a register, without a branch: those that depend on the data are mispredicted every other time.
 template <class T, int K = LANES<T> / 2, class F>
@@ -166,15 +181,19 @@ template <class T>
 inline NumberOf<T> sum_of(VectorOf<T> v) {
     return folded<T>(v, [](auto a, auto b) { return a + b; });
 }
+// None of them NaN.
 template <class T>
 inline NumberOf<T> largest_of(VectorOf<T> v) {
-    return folded<T>(v, [](auto a, auto b) { return larger(a, b); });
+    return folded<T>(v, [](auto a, auto b) { return quick_larger(a, b); });
+}
+template <class T, int... I>
+inline VectorOf<T> places(std::integer_sequence<int, I...>) {
+    return VectorOf<T>{NumberOf<T>(I)...};
 }
 // The last `count` numbers of a register; the others become 0.
 template <class T>
 inline VectorOf<T> last_of(VectorOf<T> v, index count) {
-    VectorOf<T> place;
-    for (int i = 0; i < LANES<T>; ++i) place[i] = NumberOf<T>(i);
+    const VectorOf<T> place = places<T>(std::make_integer_sequence<int, LANES<T>>{});
     return place >= NumberOf<T>(LANES<T> - count) ? v : VectorOf<T>{};
 }
 
@@ -199,7 +218,8 @@ inline Floats sigmoid(Floats x) {
     const Ints scale = (reinterpret<Ints>(shifted) - reinterpret<Ints>(magic) + 127) << 23;
     const Floats e = p * reinterpret<Floats>(scale);
     const Floats s = 1.0f / (1.0f + e);
-    return x != x ? x : s;
+    const Floats saturated = x < low ? Floats{} : s;
+    return x != x ? x : saturated;
 }
 inline double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 inline float sigmoid(float x) { return sigmoid(broadcast<Floats>(x))[0]; }

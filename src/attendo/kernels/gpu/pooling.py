@@ -1,0 +1,180 @@
+"""Mean, maximum and ties of the maximum along one axis of a map, one read; and their gradients, one read and write.
+
+Along positions this is ``channel_stats``, along channels ``spatial_stats``: the looped axis of ``tiles``, which a gate
+may scale. Running numbers are float32 and as large as the tile, so that threads meet once, at the end.
+"""
+
+# ruff: noqa: ANN001, ANN201 - Triton has no types to annotate a kernel with
+# mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from attendo.kernels.gpu.tiles import axes, counted, indices, largest, place, span
+
+
+@triton.jit
+def statistics(
+    x,
+    gate,
+    mean,
+    maximum,
+    ties,
+    rows,
+    columns,
+    gate_sample,
+    out_sample,
+    ties_sample,
+    splits,
+    divisor,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOOPED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Write mean, maximum and ties of every index of the fixed axis; their parts, a split each, where splits > 1."""
+    FIXED_BLOCK: tl.constexpr = ROWS if LOOPED == 1 else COLUMNS
+    LOOPED_BLOCK: tl.constexpr = COLUMNS if LOOPED == 1 else ROWS
+    COUNT: tl.constexpr = ties is not None
+    fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
+    n, split, first = place(fixed, splits, FIXED_BLOCK)
+    begin, end = span(looped, split, splits, LOOPED_BLOCK)
+    f = indices(first, FIXED_BLOCK, WIDE)
+    there = tl.expand_dims(f < fixed, LOOPED)
+    from_fixed = x + n * rows * columns + tl.expand_dims(f * fixed_stride, LOOPED)
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    best = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
+    counts = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(begin, end, LOOPED_BLOCK):
+        j = indices(start, LOOPED_BLOCK, WIDE)
+        valid = tl.expand_dims(j < end, 1 - LOOPED)
+        v = tl.load(from_fixed + tl.expand_dims(j * looped_stride, 1 - LOOPED), mask=there & valid, other=0.0)
+        if gate is not None:
+            g = tl.load(gate + n * gate_sample + j, mask=j < end, other=0.0).to(tl.float32)
+            # as PyTorch would store the product: ties of the maximum depend on it
+            v = (v.to(tl.float32) * tl.expand_dims(g, 1 - LOOPED)).to(x.dtype.element_ty)
+        v = v.to(tl.float32)
+        top = tl.where(valid, v, float("-inf"))
+        sums, best, counts = counted(sums, best, counts, v, top, 1.0, valid, COUNT)
+    top = largest(best, LOOPED)
+    to = n * out_sample + split * fixed + f
+    tl.store(mean + to, tl.sum(sums, LOOPED) / divisor, mask=f < fixed)
+    tl.store(maximum + to, top, mask=f < fixed)
+    if COUNT:
+        count = tl.sum(tl.where(best == tl.expand_dims(top, LOOPED), counts, 0.0), LOOPED)
+        tl.store(ties + n * ties_sample + split * fixed + f, count, mask=f < fixed)
+
+
+@triton.jit
+def combine(
+    sums,
+    maxima,
+    counts,
+    mean,
+    maximum,
+    ties,
+    parts,
+    fixed,
+    out_sample,
+    ties_sample,
+    divisor,
+    PARTS_BLOCK: tl.constexpr,
+    FIXED_BLOCK: tl.constexpr,
+):
+    """Join parts (samples, parts, fixed) in their order; of sums alone where there are no maxima."""
+    COUNT: tl.constexpr = counts is not None
+    n, _, first = place(fixed, 1, FIXED_BLOCK)
+    f = first + tl.arange(0, FIXED_BLOCK)
+    total = tl.zeros([PARTS_BLOCK, FIXED_BLOCK], tl.float32)
+    best = tl.full([PARTS_BLOCK, FIXED_BLOCK], float("-inf"), tl.float32)
+    count = tl.zeros([PARTS_BLOCK, FIXED_BLOCK], tl.float32)
+    for start in range(0, parts, PARTS_BLOCK):
+        part = start + tl.arange(0, PARTS_BLOCK)
+        valid = (part < parts)[:, None] & (f < fixed)[None, :]
+        where = n * parts * fixed + part[:, None] * fixed + f[None, :]
+        more = tl.load(sums + where, mask=valid, other=0.0)
+        if maxima is None:
+            total += more
+        else:
+            top = tl.load(maxima + where, mask=valid, other=float("-inf"))
+            ones = 0.0
+            if COUNT:
+                ones = tl.load(counts + where, mask=valid, other=0.0)
+            total, best, count = counted(total, best, count, more, top, ones, valid, COUNT)
+    to = n * out_sample + f
+    tl.store(mean + to, tl.sum(total, 0) / divisor, mask=f < fixed)
+    if maxima is not None:
+        top = largest(best, 0)
+        tl.store(maximum + to, top, mask=f < fixed)
+        if COUNT:
+            tied = tl.sum(tl.where(best == top[None, :], count, 0.0), 0)
+            tl.store(ties + n * ties_sample + f, tied, mask=f < fixed)
+
+
+@triton.jit
+def statistics_backward(
+    mean_gradient,
+    maximum_gradient,
+    x,
+    gate,
+    maximum,
+    ties,
+    gradient,
+    gate_gradient,
+    rows,
+    columns,
+    gate_sample,
+    out_sample,
+    ties_sample,
+    splits,
+    divisor,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOOPED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Write the gradient of the map, and of the gate (samples, splits, fixed), where there is one.
+
+    Here the gate lies along the fixed axis, and what was pooled along the looped one. The mean shares its gradient
+    among all, the maximum among those that reach it. Where the maximum is NaN nothing equals it, and 0 ties make the
+    gradient NaN, as in PyTorch: hence a product and not a choice.
+    """
+    FIXED_BLOCK: tl.constexpr = ROWS if LOOPED == 1 else COLUMNS
+    LOOPED_BLOCK: tl.constexpr = COLUMNS if LOOPED == 1 else ROWS
+    fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
+    n, split, first = place(fixed, splits, FIXED_BLOCK)
+    begin, end = span(looped, split, splits, LOOPED_BLOCK)
+    f = indices(first, FIXED_BLOCK, WIDE)
+    there = tl.expand_dims(f < fixed, LOOPED)
+    from_fixed = n * rows * columns + tl.expand_dims(f * fixed_stride, LOOPED)
+    if gate is not None:
+        g = tl.load(gate + n * gate_sample + f, mask=f < fixed, other=0.0).to(tl.float32)
+        factor = tl.expand_dims(g, LOOPED)
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(begin, end, LOOPED_BLOCK):
+        j = indices(start, LOOPED_BLOCK, WIDE)
+        inside = j < end
+        of = n * out_sample + j
+        count = tl.load(ties + n * ties_sample + j, mask=inside, other=1.0)
+        flat = tl.load(mean_gradient + of, mask=inside, other=0.0).to(tl.float32) / divisor
+        share = tl.load(maximum_gradient + of, mask=inside, other=0.0).to(tl.float32) / count
+        top = tl.load(maximum + of, mask=inside, other=0.0).to(tl.float32)
+        where = from_fixed + tl.expand_dims(j * looped_stride, 1 - LOOPED)
+        valid = there & tl.expand_dims(inside, 1 - LOOPED)
+        v = tl.load(x + where, mask=valid, other=0.0).to(tl.float32)
+        gated = v
+        if gate is not None:
+            gated = (v * factor).to(x.dtype.element_ty).to(tl.float32)
+        reached = (gated == tl.expand_dims(top, 1 - LOOPED)).to(tl.float32)
+        up = tl.expand_dims(flat, 1 - LOOPED) + reached * tl.expand_dims(share, 1 - LOOPED)
+        if gate is not None:
+            total += up * v
+            up = up * factor
+        tl.store(gradient + where, up, mask=valid)
+    if gate is not None:
+        to = n * splits * fixed + split * fixed + f
+        tl.store(gate_gradient + to, tl.sum(total, LOOPED), mask=f < fixed)

@@ -1,0 +1,78 @@
+"""What all kernels share: how a map is cut into tiles, and a maximum that keeps NaN.
+
+A map is ``samples`` matrices of ``rows`` times ``columns``, columns adjacent in memory: rows are channels and columns
+positions in the contiguous layout, the other way round in channels_last. Every program stays with one sample and one
+block of its rows or columns (the fixed axis) and goes along the other (the looped axis), all of it or one split. Which
+axis is looped is a constant of the kernel: ``LOOPED`` = 0 for rows, 1 for columns. So one kernel serves both layouts.
+
+What a program computes depends on the shape alone, nothing is added atomically, and what several programs share they
+write apart, for ``combine`` to add in order: results are the same bits every time.
+"""
+
+# ruff: noqa: ANN001, ANN201 - Triton has no types to annotate a kernel with
+# mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def place(fixed, splits, FIXED_BLOCK: tl.constexpr):
+    """Say which sample, split and first index of the fixed axis this program has."""
+    blocks = tl.cdiv(fixed, FIXED_BLOCK)
+    program = tl.program_id(0)
+    rest = program // blocks
+    return (rest // splits).to(tl.int64), rest % splits, program % blocks * FIXED_BLOCK
+
+
+@triton.jit
+def axes(rows, columns, LOOPED: tl.constexpr, ALIGN: tl.constexpr):
+    """Return sizes and strides of the fixed and of the looped axis.
+
+    Triton notices by itself only that a number is a multiple of 16; 14 x 14 = 4 x 49 would be read one by one.
+    """
+    columns = columns // ALIGN * ALIGN
+    if LOOPED == 1:
+        return rows, columns, columns, 1
+    else:  # noqa: RET505 - Triton needs it
+        return columns, rows, 1, columns
+
+
+@triton.jit
+def span(looped, split, splits, LOOPED_BLOCK: tl.constexpr):
+    """Say where a split of the looped axis begins and ends."""
+    steps = tl.cdiv(tl.cdiv(looped, LOOPED_BLOCK), splits)
+    begin = split * steps * LOOPED_BLOCK
+    return begin, tl.minimum(begin + steps * LOOPED_BLOCK, looped)
+
+
+@triton.jit
+def indices(first, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """Count from ``first``, in 64 bits where a sample has 2^31 elements or more."""
+    i = first + tl.arange(0, BLOCK)
+    if WIDE:
+        i = i.to(tl.int64)
+    return i
+
+
+@triton.jit
+def largest(v, AXIS: tl.constexpr):
+    """Maximum along an axis, NaN where there is one: ``tl.max`` by itself drops it."""
+    broken = tl.max((v != v).to(tl.int32), AXIS)
+    best = tl.max(tl.where(v != v, float("-inf"), v), AXIS)
+    return tl.where(broken > 0, float("nan"), best)
+
+
+@triton.jit
+def counted(sums, best, counts, total, top, count, valid, COUNT: tl.constexpr):
+    """Take further sums, maxima and their counts into the running ones, NaN being the largest of all.
+
+    A count belongs to its maximum; where the maximum is NaN it means nothing.
+    """
+    new = tl.maximum(best, top, propagate_nan=tl.PropagateNan.ALL)
+    if COUNT:
+        kept = tl.where(best == new, counts, 0.0)
+        counts = kept + tl.where((top == new) & valid, count, 0.0)
+    return sums + total, new, counts
