@@ -49,7 +49,7 @@ class Interpreted:
             result, error = pickle.load(self.process.stdout)
             if error:
                 raise RuntimeError(error)
-            if name == "recalibrate" and len(args) == 6:  # the last one: where to write
+            if name == "recalibrate" and len(args) == 6 and args[5] is not None:  # the last one: where to write
                 return args[5].copy_(result)
             return result
 

@@ -148,4 +148,4 @@ def test_the_processes_of_a_comparison_tune_themselves(monkeypatch):
     monkeypatch.setattr(pool.signal, "signal", lambda *_: None)
     monkeypatch.setattr(pool.threading, "Thread", lambda **_: type("Thread", (), {"start": lambda self: None})())
     with pytest.raises(Asked):
-        pool._work(None, None, None, None, "", 1, 0, 0)
+        pool._work(None, None, None, "", 1, 0, 0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +31,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 LAST = torch.channels_last
 SMALL = {"tile": 64, "line": 32, "programs": 40}  # many tiles and splits where a map is small
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=20, deadline=None, derandomize=True)
 drawn = cases(dtypes=DTYPES, largest=1 << 11)
 
 
@@ -66,6 +69,42 @@ def test_spatial_stats_and_their_gradients_are_the_definitions(calls, case):
 @example(case=Case((2, 17, 7, 7), layout=LAST, wanted=(False, False, True, False)))
 def test_recalibrate_and_its_gradients_are_the_definitions(calls, case):
     check_recalibrate(calls, case)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_statistic_that_nothing_depends_on_leaves_no_trace_in_the_gradient(calls, layout):
+    x = torch.randn(2, 5, 3, 3).contiguous(memory_format=layout)
+    x[0, 0] = math.nan
+    up = torch.randn(2, 5)
+    _, maximum, ties = calls.channel_stats(x, ties=True)
+    flat = calls.channel_stats_backward(up, None, x, maximum, ties)
+    close(flat, (up / 9)[:, :, None, None].expand_as(x))
+    peaks = calls.channel_stats_backward(None, up, x, maximum, ties)
+    assert peaks[0, 0].isnan().all()  # no position is at a maximum that is NaN
+    want = up[:, :, None, None] * (x == maximum[:, :, None, None])
+    close(peaks[1], want[1])
+
+
+def test_where_no_kernel_takes_a_whole_attention_its_primitives_run(calls, monkeypatch):
+    layer, x = attendo.layer("se", 16).eval(), torch.randn(2, 16, 5, 5)
+    with torch.no_grad():
+        want = layer(x)
+        monkeypatch.setattr(functional.fusion, "find", lambda x: calls)
+        monkeypatch.setattr(functional.recalibration, "find", lambda x: calls)
+        assert functional.attend(x, layer.weights()) is None
+        torch.testing.assert_close(layer(x), want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("value", [-1.0, -math.inf], ids=str)
+def test_what_lies_beside_a_map_in_its_tiles_is_neither_a_maximum_nor_a_tie(calls, value, layout):
+    x = torch.full((2, 5, 3, 3), value).contiguous(memory_format=layout)
+    _, maximum, ties = calls.channel_stats(x, ties=True)
+    same(maximum, torch.full((2, 5), value))
+    same(ties, torch.full((2, 5), 9.0))
+    stats, ties = calls.spatial_stats(x, None, ties=True)
+    same(stats[:, 1], torch.full((2, 3, 3), value))
+    same(ties, torch.full((2, 3, 3), 5.0))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -130,6 +169,7 @@ def call_everything(case: Case) -> None:
     mean, maximum, ties = calls.channel_stats(x, ties=True)
     calls.channel_stats(x)
     calls.channel_stats_backward(mean, maximum, x, maximum, ties)
+    calls.channel_stats_backward(mean, None, x, maximum, ties)
     for gate in (None, channel):
         stats, ties = calls.spatial_stats(x, gate, ties=True)
         calls.spatial_stats(x, gate)
@@ -387,6 +427,7 @@ def checkpointed(layer: torch.nn.Module, x: Tensor, up: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # inductor advises TensorFloat32
 @pytest.mark.parametrize(
     "way", [through_a_graph, on_a_side_stream, compiled, checkpointed], ids=lambda way: way.__name__
 )
@@ -398,10 +439,11 @@ def test_on_a_gpu_layers_train_the_same(name, way):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()  # its running numbers would move
     x, up = case.map("x").requires_grad_(), case.map("up")
-    with kernels.use("reference"):
-        out = layer(x)
-        want = [out, *torch.autograd.grad(out, [x, *layer.parameters()], up)]
-    got = way(layer, x, up)
+    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+        with kernels.use("reference"):
+            out = layer(x)
+            want = [out, *torch.autograd.grad(out, [x, *layer.parameters()], up)]
+        got = way(layer, x, up)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.detach().abs().max().clamp(1)))
 
@@ -449,3 +491,64 @@ def test_on_a_gpu_that_is_not_the_current_one(gpu):
         mean, maximum, _ = gpu.channel_stats(x)
     close(mean, definition.channel_mean(x))
     same(maximum, definition.channel_max(x))
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    """The script benchmarks/gpu.py."""
+    path = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("benchmark_gpu", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_to_its_end_and_writes_every_number(benchmark, tmp_path, capsys):
+    path = tmp_path / "gpu.csv"
+    asked = ["--device", "cpu", "--batch", "2", "--seconds", "0.0001", "--csv", str(path)]
+    assert benchmark.main(asked) == 0
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["section"] for row in rows} == {"copy", "primitives", "modules", "networks"}
+    assert {row["torch"] for row in rows} == {torch.__version__}
+    measured = [row for row in rows if not row["note"].startswith("no kernel")]
+    assert all(
+        float(row["lower_quartile"]) <= float(row["milliseconds"]) <= float(row["upper_quartile"]) for row in measured
+    )
+    said = capsys.readouterr().out
+    assert "times as fast as timm" in said
+    assert "of plain" in said
+    assert "of a copy" in said
+
+
+def test_the_benchmark_skips_what_does_not_fit_into_its_time(benchmark, tmp_path):
+    path = tmp_path / "gpu.csv"
+    assert (
+        benchmark.main(["--device", "cpu", "--batch", "1", "--seconds", "0", "--minutes", "0", "--csv", str(path)]) == 0
+    )
+    with path.open() as file:
+        notes = {row["note"] for row in csv.DictReader(file) if row["section"] != "copy"}
+    assert notes <= {"skipped: out of time", "no kernel: there is none for torch.float16 on cpu"}
+
+
+def test_the_benchmarks_table_says_what_a_number_is_against(benchmark):
+    rows = benchmark.compared(
+        benchmark.summary("modules", "se", {"timm": [3.0] * 4, "timm compiled": [1.5] * 4, "attendo": [0.5, 1, 1, 9]})
+    )
+    rows.append(
+        benchmark.Row("networks", "resnet50", "attendo se", 102, 101, 103, 9, cost=1.02, megabytes=2e4, memory_cost=1.1)
+    )
+    *_, ours, network = benchmark.table(rows).splitlines()
+    assert ours.split()[:2] == ["se", "attendo"]
+    assert ours.endswith("1.000      0.875 to 3.000  3.00 times as fast as timm, 1.50 as timm compiled")
+    assert network.endswith("1.020 of plain, 1.100 of its memory (20,000 MB)")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_says_in_a_line_that_there_is_no_gpu(benchmark, capsys):
+    assert benchmark.main([]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

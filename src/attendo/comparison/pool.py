@@ -7,14 +7,17 @@ share nothing but the directory; whichever process dies, the others go on.
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -60,58 +63,89 @@ def run_in_processes(
         DataError: the data cannot be read any more.
         TrainingError: a process ended before it began.
     """
-    context = get_context("spawn")
-    tasks, events = context.Queue(), context.Queue()
-    for task in [*cells, *[None] * jobs]:
-        tasks.put(task)
     settings = (grid, store, fingerprint, threads_of(jobs), workers, os.getpid())
+    waiting, results = deque(cells), dict[Cell, CellResult]()
+    open_lines: dict[Connection, Worker] = {}
 
-    def begin() -> SpawnProcess:
-        process = context.Process(target=_work, args=(tasks, events, *settings))
-        process.start()
-        return process
+    def begin() -> None:
+        line, worker = _begin(settings)
+        open_lines[line] = worker
 
-    processes = [begin() for _ in range(min(jobs, len(cells)))]
-    running: dict[int | None, Cell] = {}
-    results: dict[Cell, CellResult] = {}
+    def end(line: Connection, result: CellResult) -> None:
+        worker = open_lines[line]
+        if worker.cell is not None:
+            results[worker.cell] = result
+            watcher.finished(worker.cell, result)
+            worker.cell = None
+
     try:
+        for _ in range(min(jobs, len(cells))):
+            begin()
         while len(results) < len(cells):
-            try:
-                pid, kind, cell, what = events.get(timeout=0.5)
-            except queue.Empty:
-                for i, process in enumerate(processes):
-                    if process.exitcode:  # neither running nor ended well
-                        cell = running.pop(process.pid, None)
-                        if cell is None:
-                            raise TrainingError(
-                                f"a process ended with exit code {process.exitcode} before it began. Pass --jobs 1."
-                            ) from None
-                        results[cell] = _died(cell, process.exitcode)
-                        watcher.finished(cell, results[cell])
-                        processes[i] = begin()
-                continue
-            if kind == "broken":  # what is wrong is wrong for all cells
-                raise what
-            if kind == "started":
-                running[pid] = cell
-                watcher.started(cell)
-            elif kind == "stepped":
-                watcher.stepped(cell, *what)
-            else:
-                del running[pid]
-                results[cell] = what
-                watcher.finished(cell, what)
+            for line in cast("list[Connection]", wait(list(open_lines))):
+                worker = open_lines[line]
+                try:
+                    kind, what = line.recv()
+                except (EOFError, OSError):
+                    worker.process.join()
+                    code = worker.process.exitcode or 0
+                    if worker.cell is None:
+                        raise TrainingError(
+                            f"a process ended with exit code {code} before it began. Pass --jobs 1."
+                        ) from None
+                    end(line, _died(worker.cell, code))
+                    del open_lines[line]
+                    if waiting:
+                        begin()
+                    continue
+                if kind == "broken":  # what is wrong is wrong for all cells
+                    raise what
+                if kind == "stepped" and worker.cell is not None:
+                    watcher.stepped(worker.cell, *what)
+                    continue
+                if kind == "finished":
+                    end(line, what)
+                worker.cell = waiting.popleft() if waiting else None
+                _tell(line, worker.cell)
+                if worker.cell is None:
+                    worker.process.join()
+                    del open_lines[line]
+                else:
+                    watcher.started(worker.cell)
+        for line in open_lines:  # begun in place of one that died, and not needed any more
+            _tell(line, None)
     except BaseException:
-        for process in processes:
-            process.terminate()
+        for worker in open_lines.values():
+            worker.process.terminate()
         raise
     finally:
-        for process in processes:
-            process.join()
-        for channel in (tasks, events):
-            channel.close()
-            channel.join_thread()
+        for worker in open_lines.values():
+            worker.process.join()
     return results
+
+
+@dataclass
+class Worker:
+    """A process and what it is training."""
+
+    process: SpawnProcess
+    cell: Cell | None = None
+
+
+def _begin(settings: tuple[Any, ...]) -> tuple[Connection, Worker]:
+    """Start a process; return the line to it. It shares no lock with others, which it could take into its grave."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_work, args=(there, *settings))
+    process.start()
+    there.close()  # so that its end is heard
+    return here, Worker(process)
+
+
+def _tell(line: Connection, cell: Cell | None) -> None:
+    """Send a cell; a process that has died in the meantime will be found dead."""
+    with suppress(OSError):
+        line.send(cell)
 
 
 def _died(cell: Cell, code: int) -> CellResult:
@@ -123,32 +157,31 @@ def _died(cell: Cell, code: int) -> CellResult:
 
 
 def _work(
-    tasks: Any, events: Any, grid: Grid, store: Store, fingerprint: str, threads: int, workers: int, parent: int
+    line: Connection, grid: Grid, store: Store, fingerprint: str, threads: int, workers: int, parent: int
 ) -> None:
-    """Train cells until there are none; ends with its parent, however that ends."""
+    """Train the cells that the line brings until it brings None; ends with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends us
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
-    own = os.getpid()
     try:
         tune_allocator()  # this process was begun to train, and does nothing else
         images = load(grid.data, limit=grid.limit, image_size=grid.image_size)
         if images.fingerprint != fingerprint:
             raise DataError(f"data {grid.data!r} changed while it was read. Run again when it rests.")
     except AttendoError as error:
-        events.put((own, "broken", None, error))
+        line.send(("broken", error))
         return
-    for cell in iter(tasks.get, None):
-        events.put((own, "started", cell, None))
+    line.send(("ready", None))
+    for cell in iter(line.recv, None):
         last = 0.0
 
-        def progress(step: int, steps: int, cell: Cell = cell) -> None:
+        def progress(step: int, steps: int) -> None:
             nonlocal last
             if time.monotonic() - last > 0.2:
                 last = time.monotonic()
-                events.put((own, "stepped", cell, (step, steps)))
+                line.send(("stepped", (step, steps)))
 
-        events.put((own, "finished", cell, train(cell, grid, images, store, workers, progress)))
+        line.send(("finished", train(cell, grid, images, store, workers, progress)))
 
 
 def _end_with(parent: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,12 @@ def attend(
         The result; None where no kernel does this in one call, or a gradient is needed.
     """
     tensors = weights.tensors()
-    if not straight(x, residual, tensors):
-        given = [tensor for tensor in tensors if tensor is not None]
-        if torch.compiler.is_compiling() or route(x, (residual,), given) is not Route.KERNEL:
+    if torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or route(x, (residual,), _there(tensors)) is not Route.OPERATOR or not x.is_cpu:
             return None
+        return torch.ops.attendo.attention(x, tensors, *weights[len(tensors) :], residual, relu)
+    if not straight(x, residual, tensors) and route(x, (residual,), _there(tensors)) is not Route.KERNEL:
+        return None
     attention = find(x).attention
     if attention is None:
         return None
@@ -38,3 +42,39 @@ def attend(
     if spatial is not None and not spatial.is_contiguous():  # that of a channels_last network
         weights = weights.contiguous()
     return attention(x, weights, residual, relu, overwritten(x) if inplace else None)
+
+
+def _there(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+@torch.library.custom_op("attendo::attention", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def _attention(
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    norm_eps: float,
+    mean: bool,
+    maximum: bool,
+    maximum_first: bool,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    if residual is not None and residual.stride() != x.stride():
+        residual = torch.empty_like(x).copy_(residual)
+    fields = (*tensors, norm_eps, mean, maximum, maximum_first)
+    weights = GateWeights._make(fields).contiguous()
+    return find(x).attention(x, weights, residual, relu)  # type: ignore[misc]
+
+
+@_attention.register_fake
+def _(
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    norm_eps: float,
+    mean: bool,
+    maximum: bool,
+    maximum_first: bool,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    return torch.empty_like(x)

@@ -43,7 +43,7 @@ def route(x: Tensor, maps: Sequence[Tensor | None], gates: Sequence[Tensor | Non
 
 def symbolic(x: Tensor) -> bool:
     """Whether shapes cannot be compared: torch.fx traces with stand-ins, torch.jit with tensors for numbers."""
-    return not isinstance(x, Tensor) or torch.jit.is_tracing()
+    return not isinstance(x, Tensor) or torch._C._get_tracing_state() is not None
 
 
 def differentiable_gradients(

@@ -27,11 +27,18 @@ class Calls:
         return mean, maximum, count
 
     def channel_stats_backward(
-        self, mean_gradient: Tensor, maximum_gradient: Tensor, x: Tensor, maximum: Tensor, ties: Tensor
+        self,
+        mean_gradient: Tensor | None,
+        maximum_gradient: Tensor | None,
+        x: Tensor,
+        maximum: Tensor,
+        ties: Tensor,
     ) -> Tensor:
-        """Gradient of the map."""
+        """Gradient of the map; None stands for a gradient of zeros."""
         gradient = torch.empty_like(x)
-        ups = mean_gradient.contiguous(), maximum_gradient.contiguous()
+        mean_gradient = None if mean_gradient is None else mean_gradient.contiguous()
+        maximum_gradient = None if maximum_gradient is None else maximum_gradient.contiguous()
+        ups = mean_gradient, maximum_gradient
         view = View.of(x)
         _statistics_backward(*ups, x, view, None, maximum, ties, gradient, None, x.shape[1], 1 if view.last else 0)
         return gradient
@@ -163,8 +170,8 @@ def _statistics(
 
 
 def _statistics_backward(
-    mean_gradient: Tensor,
-    maximum_gradient: Tensor,
+    mean_gradient: Tensor | None,
+    maximum_gradient: Tensor | None,
     x: Tensor,
     view: View,
     gate: Tensor | None,

@@ -47,7 +47,7 @@ class Table(NamedTuple):
         ("scale_backward", 4): Tile(2048, 4),
     }
     programs: int = 1024
-    most_splits: int = 64
+    most_splits: int = 256
 
 
 class Cut(NamedTuple):

@@ -41,7 +41,7 @@ def statistics(
     COUNT: tl.constexpr = ties is not None
     fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
     n, split, first = place(fixed, splits, FIXED_BLOCK)
-    begin, end = span(looped, split, splits, LOOPED_BLOCK)
+    begin, end = span(looped, split, splits, LOOPED_BLOCK, WIDE)
     f = indices(first, FIXED_BLOCK, WIDE)
     there = tl.expand_dims(f < fixed, LOOPED)
     from_fixed = x + n * rows * columns + tl.expand_dims(f * fixed_stride, LOOPED)
@@ -147,7 +147,7 @@ def statistics_backward(
     LOOPED_BLOCK: tl.constexpr = COLUMNS if LOOPED == 1 else ROWS
     fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
     n, split, first = place(fixed, splits, FIXED_BLOCK)
-    begin, end = span(looped, split, splits, LOOPED_BLOCK)
+    begin, end = span(looped, split, splits, LOOPED_BLOCK, WIDE)
     f = indices(first, FIXED_BLOCK, WIDE)
     there = tl.expand_dims(f < fixed, LOOPED)
     from_fixed = n * rows * columns + tl.expand_dims(f * fixed_stride, LOOPED)
@@ -160,8 +160,12 @@ def statistics_backward(
         inside = j < end
         of = n * out_sample + j
         count = tl.load(ties + n * ties_sample + j, mask=inside, other=1.0)
-        flat = tl.load(mean_gradient + of, mask=inside, other=0.0).to(tl.float32) / divisor
-        share = tl.load(maximum_gradient + of, mask=inside, other=0.0).to(tl.float32) / count
+        flat = tl.zeros([LOOPED_BLOCK], tl.float32)
+        share = tl.zeros([LOOPED_BLOCK], tl.float32)
+        if mean_gradient is not None:
+            flat = tl.load(mean_gradient + of, mask=inside, other=0.0).to(tl.float32) / divisor
+        if maximum_gradient is not None:
+            share = tl.load(maximum_gradient + of, mask=inside, other=0.0).to(tl.float32) / count
         top = tl.load(maximum + of, mask=inside, other=0.0).to(tl.float32)
         where = from_fixed + tl.expand_dims(j * looped_stride, 1 - LOOPED)
         valid = there & tl.expand_dims(inside, 1 - LOOPED)

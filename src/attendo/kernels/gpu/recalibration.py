@@ -80,7 +80,7 @@ def scale_backward(
     LOOPED_BLOCK: tl.constexpr = COLUMNS if LOOPED == 1 else ROWS
     fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
     n, split, first = place(fixed, splits, FIXED_BLOCK)
-    begin, end = span(looped, split, splits, LOOPED_BLOCK)
+    begin, end = span(looped, split, splits, LOOPED_BLOCK, WIDE)
     f = indices(first, FIXED_BLOCK, WIDE)
     there = tl.expand_dims(f < fixed, LOOPED)
     from_fixed = n * rows * columns + tl.expand_dims(f * fixed_stride, LOOPED)

@@ -41,8 +41,10 @@ def axes(rows, columns, LOOPED: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def span(looped, split, splits, LOOPED_BLOCK: tl.constexpr):
+def span(looped, split, splits, LOOPED_BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """Say where a split of the looped axis begins and ends."""
+    if WIDE:
+        split = split.to(tl.int64)
     steps = tl.cdiv(tl.cdiv(looped, LOOPED_BLOCK), splits)
     begin = split * steps * LOOPED_BLOCK
     return begin, tl.minimum(begin + steps * LOOPED_BLOCK, looped)
@@ -51,10 +53,10 @@ def span(looped, split, splits, LOOPED_BLOCK: tl.constexpr):
 @triton.jit
 def indices(first, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """Count from ``first``, in 64 bits where a sample has 2^31 elements or more."""
-    i = first + tl.arange(0, BLOCK)
+    i = tl.arange(0, BLOCK)
     if WIDE:
         i = i.to(tl.int64)
-    return i
+    return first + i
 
 
 @triton.jit
