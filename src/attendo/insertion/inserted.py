@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from attendo._errors import InvalidArgument
+from attendo.functional import recalibrate
 from attendo.layers import Attention, AttentionConv
+from attendo.layers._base import Gate, hooked
 
 Start = Literal["identity", "paper"]
 NAME = "attendo"
@@ -54,9 +56,15 @@ class Inserted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Blend: (N, C, H, W) -> the same shape and dtype, also where autocast computes the mechanism in another."""
-        recalibrated = self.mechanism(x)
+        mechanism = self.mechanism
+        if self.alpha is not None and type(mechanism).forward is Gate.forward and not hooked(mechanism):
+            gates = mechanism.gates(x)
+            if len(gates) == 1:  # x + alpha * (x * gate - x) in one pass over x
+                gate = torch.lerp(torch.ones_like(gates[0]), gates[0], self.alpha.type_as(gates[0]))
+                return recalibrate(x, (gate,)).type_as(x)
+        recalibrated = mechanism(x)
         if self.alpha is None:
-            return recalibrated if isinstance(self.mechanism, AttentionConv) else recalibrated.type_as(x)
+            return recalibrated if isinstance(mechanism, AttentionConv) else recalibrated.type_as(x)
         return torch.lerp(x, recalibrated.type_as(x), self.alpha.type_as(x))
 
     def extra_repr(self) -> str:

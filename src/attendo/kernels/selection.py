@@ -21,7 +21,7 @@ from attendo.kernels.cpu.calls import DTYPES, Calls
 if TYPE_CHECKING:
     from attendo.kernels.gpu.calls import Calls as GPUCalls
 
-PRIMITIVES = ("channel_stats", "spatial_stats", "recalibrate", "attention")
+PRIMITIVES = ("channel_stats", "spatial_stats", "recalibrate", "attention", "grouped_conv")
 REFERENCE, AUTO = "reference", "auto"
 _chosen = AUTO
 _CALLS = {name: Calls(table) for name in library.SETS if (table := library.table(name)) is not None}  # best first

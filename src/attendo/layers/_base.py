@@ -85,13 +85,14 @@ def bare_tensors(module: nn.Module | None) -> tuple[Tensor | None, Tensor | None
     return tensors.get("weight"), tensors.get("bias")
 
 
-def bare_kernel(module: Any) -> Tensor | None:
-    """Return the weight of a convolution that keeps the map's size and does nothing besides; see ``bare_tensors``."""
+def bare_kernel(module: Any, stride: int = 1) -> Tensor | None:
+    """Return the weight of a convolution with that stride which keeps the map's size but for it, and does no more."""
     tensors = bare_tensors(module)
     if tensors is None or tensors[1] is not None or module.padding_mode != "zeros":
         return None
-    ones, kept = (1,) * len(module.kernel_size), tuple(size // 2 for size in module.kernel_size)
-    return tensors[0] if (module.dilation, module.stride, module.padding) == (ones, ones, kept) else None
+    size, dimensions = module.kernel_size[0], len(module.kernel_size)
+    has = (module.kernel_size, module.padding, module.stride, module.dilation)
+    return tensors[0] if has == tuple((n,) * dimensions for n in (size, size // 2, stride, 1)) else None
 
 
 _BARE = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.Identity}

@@ -13,13 +13,15 @@ four branches each weight lies between 0.11 and 0.48.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from attendo._errors import InvalidArgument
-from attendo.layers._base import AttentionConv, check_channels, check_choice, check_odd, register
+from attendo.functional import grouped_conv, join
+from attendo.layers._base import AttentionConv, bare_kernel, check_channels, check_choice, check_odd, register
 from attendo.layers.se import SqueezeExcitation
 
 
@@ -81,10 +83,19 @@ class SPC(nn.Module):
             for size, count in zip(kernel_sizes, groups, strict=True)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve: (N, in_channels, H, W) -> (N, branches, out_channels / branches, H', W')."""
+    def convolve(self, x: Tensor) -> list[Tensor]:
+        """Return the map of each branch, (N, out_channels / branches, H', W')."""
         parts = x.chunk(len(self.branches), 1) if self.split else [x] * len(self.branches)
-        return torch.stack([branch(part) for branch, part in zip(self.branches, parts, strict=True)], 1)
+        return [_convolve(branch, part) for branch, part in zip(self.branches, parts, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stack the maps: (N, in_channels, H, W) -> (N, branches, out_channels / branches, H', W')."""
+        return torch.stack(self.convolve(x), 1)
+
+
+def _convolve(branch: Any, x: Tensor) -> Tensor:
+    weight = None if _has_any_global_hook() else bare_kernel(branch, branch.stride[0])
+    return branch(x) if weight is None else grouped_conv(x, weight, branch.stride[0], branch.groups)
 
 
 @register("psa")
@@ -122,23 +133,22 @@ class PSA(AttentionConv):
         check_choice(variant, "variant", ("official", "paper"), "PSA")
         out_channels = in_channels if out_channels is None else out_channels
         self.reverse = variant == "official"
-        self.spc = SPC(
-            in_channels, out_channels, stride, kernel_sizes=kernel_sizes, groups=groups, split=variant == "paper"
-        )
+        split = not self.reverse
+        self.spc = SPC(in_channels, out_channels, stride, kernel_sizes=kernel_sizes, groups=groups, split=split)
         self.se = SqueezeExcitation(out_channels // len(kernel_sizes), reduction=reduction)
 
-    def weigh(self, maps_NSCHW: Tensor) -> Tensor:
-        """Weigh the branches: (N, branches, C, H, W) -> (N, branches, C, 1, 1), adding to 1 over the branches."""
-        samples, branches = maps_NSCHW.shape[:2]
-        (gate,) = self.se.gates(maps_NSCHW.flatten(0, 1))
-        return torch.softmax(gate.unflatten(0, (samples, branches)), 1)
+    def weigh(self, maps: list[Tensor]) -> Tensor:
+        """Weigh the branches by their squeezed maps: (N, branches, C, 1, 1), adding to 1 over the branches."""
+        z_NSC = torch.stack([self.se.squeeze(branch) for branch in maps], 1)
+        s_NSC = self.se.excite(z_NSC.flatten(0, 1)).view_as(z_NSC)
+        return torch.softmax(s_NSC, 1)[:, :, :, None, None]
 
     def gates(self, x: Tensor) -> tuple[Tensor]:
         """Return the branch weights (N, branches, out_channels / branches, 1, 1), in the order of ``kernel_sizes``."""
-        return (self.weigh(self.spc(x)),)
+        return (self.weigh(self.spc.convolve(x)),)
 
     def forward(self, x: Tensor) -> Tensor:
         """Concatenate the weighed branches."""
-        maps_NSCHW = self.spc(x)
-        weighed = maps_NSCHW * self.weigh(maps_NSCHW)
-        return (weighed.flip(1) if self.reverse else weighed).flatten(1, 2)
+        maps = self.spc.convolve(x)
+        weights, step = self.weigh(maps).unbind(1), -1 if self.reverse else 1
+        return join(maps[::step], weights[::step])

@@ -49,11 +49,13 @@ class SqueezeExcitation(Gate):
         """Describe each channel by one number: (N, C, H, W) -> (N, C)."""
         return channel_mean(x) if self.pool == "avg" else channel_max(x)
 
+    def excite(self, z_NC: Tensor) -> Tensor:
+        """S = sigmoid(W2 relu(W1 z)): (N, C) -> (N, C)."""
+        return torch.sigmoid(self.fc2(torch.relu(self.fc1(z_NC))))
+
     def gates(self, x: Tensor) -> tuple[Tensor]:
-        """S = sigmoid(W2 relu(W1 z)), z the squeezed map: one gate (N, C, 1, 1)."""
-        z_NC = self.squeeze(x)
-        s_NC = torch.sigmoid(self.fc2(torch.relu(self.fc1(z_NC))))
-        return (s_NC[:, :, None, None],)
+        """Excite the squeezed map: one gate (N, C, 1, 1)."""
+        return (self.excite(self.squeeze(x))[:, :, None, None],)
 
     def weights(self) -> GateWeights | None:
         """Name the tensors above."""

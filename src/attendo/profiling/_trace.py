@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from attendo.functional import flops as _formulas  # noqa: F401 - registers those of our operators
 from attendo.profiling._run import dry_run, tensors_in
 
 # they make a tensor without writing into it

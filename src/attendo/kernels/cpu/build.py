@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "native"
-LIBRARY = HERE / "libattendo_cpu.so"
+LIBRARY = HERE / "libattendo_cpu.so.1"
 REASON = HERE / "not_built.txt"
 # Vectors without fast-math: sums keep their order, NaN and infinity their meaning.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")

@@ -146,6 +146,18 @@ class Calls:
         self._attention(call)
         return out
 
+    def grouped_conv(self, x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+        """Convolve with padding that keeps the size at stride 1: weight (K, C / groups, k, k), k odd and below 64."""
+        samples, _, height, width = x.shape
+        outputs, kernel = weight.shape[0], weight.shape[2]
+        kind = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        size = (samples, outputs, (height - 1) // stride + 1, (width - 1) // stride + 1)
+        out = torch.empty(size, dtype=x.dtype, memory_format=kind)
+        weight = weight.contiguous()
+        sizes = (outputs, groups, kernel, stride, kernel // 2)
+        self.table["grouped_conv"](_shape(x), x.data_ptr(), weight.data_ptr(), *sizes, out.data_ptr())
+        return out
+
 
 def _shape(x: Tensor) -> library.Shape:
     return library.Shape(*x.shape, DTYPES[x.dtype], not x.is_contiguous(), torch.get_num_threads())

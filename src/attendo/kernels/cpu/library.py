@@ -36,6 +36,7 @@ SIGNATURES = {
     "recalibrate": (_S, _P, _P, _I, _P, _I, _P, _B, _P),
     "recalibrate_backward": (_S, _P, _P, _P, _I, _P, _I, _P, _P, _P, _P, _P),
     "attention": (c_char_p,),
+    "grouped_conv": (_S, _P, _P, _I, _I, _I, _I, _I, _P),
 }
 
 

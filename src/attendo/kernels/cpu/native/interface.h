@@ -28,4 +28,6 @@ struct AttendoTable {
                                  const void* out /*?*/, void* gradient /*?*/, void* channel_gradient /*?*/,
                                  void* spatial_gradient /*?*/, void* residual_gradient /*?*/);
     void (*attention)(const void* call);  // Attention of attention.h
+    void (*grouped_conv)(const AttendoShape*, const void* x, const void* weight, std::int64_t outputs, std::int64_t groups,
+                         std::int64_t kernel, std::int64_t stride, std::int64_t padding, void* out);
 };

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "grouped_conv.h"
 
 namespace attendo {
 namespace ATTENDO_ISA {
@@ -91,9 +92,18 @@ static void attention_(const void* call) {
     by_dtype(int(g.dtype), [&](auto* t) { attention<std::remove_pointer_t<decltype(t)>>(g); });
 }
 
+static void grouped_conv_(const AttendoShape* s, const void* x, const void* weight, index outputs, index groups, index kernel,
+                          index stride, index padding, void* out) {
+    const Grouped g = {s->channels, outputs, groups, s->height, s->width, kernel, stride, padding};
+    by_dtype(s->dtype, [=](auto* t) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        grouped_conv<T>(in<T>(x), s->samples, g, s->channels_last != 0, in<T>(weight), to<T>(out), s->threads);
+    });
+}
+
 extern const AttendoTable table;
 const AttendoTable table = {channel_stats_,       channel_stats_backward_, spatial_stats_, spatial_stats_backward_,
-                            recalibrate_,         recalibrate_backward_,   attention_};
+                            recalibrate_,         recalibrate_backward_,   attention_, grouped_conv_};
 
 }  // namespace ATTENDO_ISA
 }  // namespace attendo
