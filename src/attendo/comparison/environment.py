@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from attendo.kernels import status
+from attendo.kernels.allocator import allocator
 from attendo.profiling.profiles import cpu_name
 
 PACKAGES = ("attendo", "torch", "torchvision", "timm", "lightning", "numpy", "scipy", "scikit-learn")
@@ -19,6 +21,8 @@ def environment() -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": torch.get_num_threads(),
+        "kernels": status()[0].kernel,
+        "allocator": "tuned" if allocator() else "default",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in PACKAGES},

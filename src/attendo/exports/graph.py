@@ -17,6 +17,14 @@ engines below they cost what ReduceMean and ReduceMax cost. Forms were chosen by
     CBAM, mean over channels as conv  1.19    1.18          1.12    1.13             1.14    1.12
     a gate without any weights        1.07    1.10          1.03    1.04             1.04    1.03
 
+Wall time on two threads of the same machine, 2026-11-21, one run of benchmarks/exported_attention.py (ours | timm's):
+
+                                      onnxruntime           OpenVINO f32          OpenVINO bf16
+    batch                             1           16          1           16          1           16
+    SE                                1.09|1.07   1.26|1.26   1.08|1.07   1.08|1.06   1.14|1.13   1.11|1.12
+    ECA                               1.10|1.07   1.25|1.32   1.07|1.26   1.07|1.38   1.15|1.73   1.13|1.75
+    CBAM                              1.26|1.18   1.34|1.34   1.18|1.16   1.19|1.22   1.37|1.32   1.27|1.26
+
 So the layers' own forms are exported: what a gate costs is reading and writing its map, not its weights. In onnxruntime
 half of it is the change of memory layout around the product with the gate. Repeating the gate over the map with Resize
 avoids that (SE and ECA 1.08 at batch 4) but needs a fixed size and costs OpenVINO 0.02.

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from attendo.kernels import status
+from attendo.kernels.allocator import allocator
 from attendo.profiling._checks import Size
 from attendo.profiling._format import by, human, megabytes, plain, table
 from attendo.profiling._turns import plan
@@ -31,6 +33,8 @@ class Environment:
         cpu: the processor's name.
         device: where the models were, with the name of a GPU.
         threads: of torch, within one operator.
+        kernels: what ran attention's primitives on a CPU, ``reference`` for plain PyTorch.
+        allocator: ``tuned`` where glibc keeps freed memory (``attendo.tune_allocator``), else ``default``.
         versions: of python, and of the packages that decide the numbers, where installed.
         system: operating system and architecture.
         date: start of the measurement, UTC, ISO 8601.
@@ -39,6 +43,8 @@ class Environment:
     cpu: str
     device: str
     threads: int
+    kernels: str
+    allocator: str
     versions: dict[str, str]
     system: str
     date: str
@@ -115,7 +121,8 @@ class Profile:
                 "Not counted as MACs:",
                 *uncounted,
                 *(["MACs of a real run with noise as image, because a dry one failed:", *real] if real else []),
-                f"{here.device}, {here.cpu}, threads {here.threads}, {versions}, {here.system}, {here.date}",
+                f"{here.device}, {here.cpu}, threads {here.threads}, kernels {here.kernels}, "
+                f"allocator {here.allocator}, {versions}, {here.system}, {here.date}",
             )
         )
 
@@ -157,6 +164,8 @@ def profile(
         cpu=cpu_name(),
         device=", ".join(devices),
         threads=planned.threads,
+        kernels=status()[0].kernel,
+        allocator="tuned" if allocator() else "default",
         versions=_versions(),
         system=f"{platform.system()} {platform.machine()}",
         date=date,
