@@ -140,3 +140,19 @@ def test_the_operators_pass_opcheck():
     weights = attendo.layer("cbam", 32).eval().weights()
     tensors = [None if t is None else t.detach() for t in weights[:10]]
     torch.library.opcheck(torch.ops.attendo.attention.default, (x, tensors, *weights[10:], x.clone(), True))
+
+
+@pytest.mark.parametrize("name", ["se", "cbam", "cbam_channel", "psa"])
+def test_a_map_of_other_channels_is_refused_as_by_the_definition(name):
+    layer, x = attendo.layer(name, 64).eval(), torch.randn(2, 32, 6, 6)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        layer(x)
+
+
+@pytest.mark.parametrize("part", ["fc1.bias", "fc2.weight", "fc2.bias"])
+def test_weights_of_another_shape_are_refused_as_by_the_definition(part):
+    layer = attendo.layer("se", 64).eval()
+    module, _, name = part.partition(".")
+    setattr(getattr(layer, module), name, torch.nn.Parameter(torch.randn((3,) if name == "bias" else (60, 4))))
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        torch.relu(layer(torch.randn(2, 64, 6, 6)))

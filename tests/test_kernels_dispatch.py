@@ -350,6 +350,8 @@ def samples(dtype: torch.dtype, grad: bool) -> dict[str, list[tuple[Any, ...]]]:
     ties = torch.ones(2, 5, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     stats_, counts = torch.ops.attendo.spatial_stats(plain, None)
     up = drawn(2, 2, 4, 3, needs=False)
+    mlp = [drawn(*size, needs=False) for size in ((2, 5), (2,), (5, 2), (5,))]
+    kernel, norm = drawn(1, 2, 3, 3, needs=False), [drawn(1, needs=False).abs() for _ in range(4)]
     return {
         "channel_stats": [(x,), (image,)],
         "channel_stats_backward": [(top, top, plain, top, ties)],
@@ -364,6 +366,15 @@ def samples(dtype: torch.dtype, grad: bool) -> dict[str, list[tuple[Any, ...]]]:
             (plain, plain, channel.detach(), None, None, [True, True, False, False]),
             (out, out, shared.detach(), spatial.detach(), out, [True, True, True, True]),
             (plain, plain, None, None, None, [False, False, False, False]),
+        ],
+        "attention": [
+            (plain, [*mlp, None, kernel, *(None,) * 4], 0.0, True, True, False, None, False),
+            (image.detach(), [*mlp, None, kernel, *norm], 1e-5, True, True, True, image.detach(), True),
+            (plain, [*(None,) * 4, drawn(1, 1, 3, needs=False), *(None,) * 5], 0.0, True, False, False, None, False),
+        ],
+        "grouped_conv": [
+            (plain, drawn(5, 1, 5, 5, needs=False), 1, 5),
+            (image.detach(), drawn(10, 1, 7, 7, needs=False), 2, 5),
         ],
     }
 
@@ -586,6 +597,6 @@ def test_an_unknown_choice_is_refused_with_all_there_are():
 
 def test_status_names_every_primitive_on_every_device():
     rows = {(status.primitive, status.device) for status in kernels.status()}
-    primitives = ("channel_stats", "spatial_stats", "recalibrate", "attention")
+    primitives = ("channel_stats", "spatial_stats", "recalibrate", "attention", "grouped_conv")
     assert rows == {(primitive, device) for primitive in primitives for device in ("cpu", "cuda")}
     assert all(status.why for status in kernels.status() if status.kernel == "reference")

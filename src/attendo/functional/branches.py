@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attendo.functional.route import Route, route
+from attendo.functional.route import Route, route, symbolic
 from attendo.kernels.selection import find, straight
 
 # Outputs per group up to which the native kernel wins. EPSANet-50's branches at 16 images, ours / oneDNN's time:
@@ -26,14 +26,20 @@ def grouped_conv(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
         stride: of both directions.
         groups: of channels.
     """
-    outputs, _, kernel, _ = weight.shape
-    if outputs <= _FEW * groups and _WIDE <= kernel < 64 and x.is_cpu and x.dtype is torch.float32:
+    kernel = weight.shape[2]
+    if not symbolic(x) and x.is_cpu and x.dtype is torch.float32 and _fits(x, weight, groups):
         if torch.compiler.is_compiling():
             if not torch.is_grad_enabled() and route(x, (), (weight,)) is Route.OPERATOR:
                 return torch.ops.attendo.grouped_conv(x, weight, stride, groups)
         elif straight(x, None, (weight,)):
             return find(x).grouped_conv(x, weight, stride, groups)  # type: ignore[union-attr]
     return F.conv2d(x, weight, None, stride, kernel // 2, 1, groups)
+
+
+def _fits(x: Tensor, weight: Tensor, groups: int) -> bool:
+    outputs, inputs, kernel, width = weight.shape
+    few = outputs <= _FEW * groups and _WIDE <= kernel < 64
+    return few and kernel == width and outputs % groups == 0 and x.ndim == 4 and x.shape[1] == inputs * groups
 
 
 def join(maps: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attendo.functional.recalibration import overwritten
-from attendo.functional.route import Route, route
+from attendo.functional.route import Route, route, symbolic
 from attendo.kernels.gates import GateWeights
 from attendo.kernels.selection import find, straight
 
@@ -29,6 +29,8 @@ def attend(
         The result; None where no kernel does this in one call, or a gradient is needed.
     """
     tensors = weights.tensors()
+    if symbolic(x) or x.ndim != 4 or not weights.fit(x.shape[1]):  # the definition says what is wrong
+        return None
     if torch.compiler.is_compiling():
         if torch.is_grad_enabled() or route(x, (residual,), _there(tensors)) is not Route.OPERATOR or not x.is_cpu:
             return None

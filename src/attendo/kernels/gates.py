@@ -51,6 +51,23 @@ class GateWeights(NamedTuple):
         """Return the tensors in their order, None for those that are not there."""
         return self[:10]
 
+    def fit(self, channels: int) -> bool:
+        """Whether the shapes are those above for maps of that many channels; a kernel reads as far as they say."""
+        fc1, fc1_bias, fc2, fc2_bias, conv, spatial, *norm = self[:10]
+        if fc1 is not None:
+            hidden = fc1.shape[0]
+            if fc1.shape != (hidden, channels) or fc2 is None or fc2.shape != (channels, hidden):
+                return False
+            if fc1_bias is not None and fc1_bias.shape != (hidden,):
+                return False
+            if fc2_bias is not None and fc2_bias.shape != (channels,):
+                return False
+        if conv is not None and conv.shape != (1, 1, conv.shape[-1]):
+            return False
+        if spatial is not None and spatial.shape != (1, 2, spatial.shape[-1], spatial.shape[-1]):
+            return False
+        return all(tensor is None or tensor.shape == (1,) for tensor in norm)
+
     def contiguous(self) -> GateWeights:
         """Return the same with every tensor contiguous."""
         return GateWeights(*(part.contiguous() if isinstance(part, Tensor) else part for part in self))  # type: ignore[arg-type]

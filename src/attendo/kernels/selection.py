@@ -84,6 +84,8 @@ def _gpu_status(primitive: str, off: str) -> Status:
     why = off or ("" if torch.cuda.is_available() else "no GPU here") or no_gpu_kernels(torch.cuda.current_device())
     if not why and primitive == "attention":
         why = "none in one call: its primitives run one after the other"
+    elif not why and primitive == "grouped_conv":
+        why = "cuDNN's own convolutions run"
     return Status(primitive, "cuda", REFERENCE if why else "triton", why)
 
 
