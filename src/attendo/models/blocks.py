@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -57,4 +58,5 @@ def _in_one_pass(gate: Any, act: nn.Module) -> bool:
         and type(act) is nn.ReLU
         and not (hooked(gate) or hooked(act) or "forward" in gate.__dict__ or "forward" in act.__dict__)
         and not _has_any_global_hook()
+        and not torch.compiler.is_exporting()  # what reads an exported graph looks for the attention by its name
     )
