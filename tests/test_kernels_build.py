@@ -151,6 +151,12 @@ attentions = (
     ("cbam", (("channel", "eca"), ("spatial_kernel", 3), ("variant", "paper"))),
     ("cbam_spatial", (("spatial_kernel", 1),)),
 )
+CONVOLUTIONS = (
+    (1, 3, 2, 1, 1, (1, 1)),
+    (5, 4, 2, 3, 2, (7, 3)),
+    (9, 16, 1, 1, 1, (3, 20)),
+    (7, 5, 3, 5, 3, (11, 33)),
+)
 for name in library.SETS:
     if library.table(name) is None:
         continue
@@ -166,6 +172,11 @@ for name in library.SETS:
         check_attention(calls, Attention(case, mechanism, settings))
     for layout in layouts:
         check_attention(calls, Attention(Case((3, 32, 130, 130), layout=layout), "cbam"))
+        for kernel, groups, inputs, outputs, stride, size in CONVOLUTIONS:
+            for dtype in DTYPES:
+                x = torch.randn(2, groups * inputs, *size).to(dtype).contiguous(memory_format=layout)
+                weight = torch.randn(groups * outputs, inputs, kernel, kernel).to(dtype)
+                calls.grouped_conv(x, weight, stride, groups)
 print("clean")
 """
 
