@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attendo
 from attendo import kernels
-from attendo.functional import flops, grouped_conv, join  # noqa: F401 - flops: its formulas
+from attendo.functional import channel_mean, flops, grouped_conv, join  # noqa: F401 - flops: its formulas
 from attendo.kernels.cpu import library
 from attendo.kernels.selection import find
 from kernels import TOLERANCE
@@ -86,6 +86,16 @@ def test_psa_in_inference_equals_its_definition(last, stride):
             want = layer(x)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert got.stride() == want.stride()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_gradient_of_a_channels_mean_takes_no_map(last):
+    x = formats(torch.randn(2, 3, 4, 5), last).requires_grad_()
+    mean = channel_mean(x)
+    torch.testing.assert_close(mean, x.mean((2, 3)))
+    (gradient,) = torch.autograd.grad(mean.square().sum(), x)
+    assert gradient.stride()[2:] == (0, 0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(x.mean((2, 3)).square().sum(), x)[0])
 
 
 def test_a_hook_on_a_branch_is_called():

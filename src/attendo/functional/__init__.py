@@ -17,9 +17,9 @@ Shapes: x is (N, C, H, W) = samples, channels, height, width.
 from __future__ import annotations
 
 from attendo.functional.branches import grouped_conv, join
-from attendo.functional.definition import channel_max, channel_mean
+from attendo.functional.definition import channel_max
 from attendo.functional.fusion import attend
-from attendo.functional.pooling import channel_stats, spatial_stats
+from attendo.functional.pooling import channel_mean, channel_stats, spatial_stats
 from attendo.functional.recalibration import recalibrate
 
 __all__ = [

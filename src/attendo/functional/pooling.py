@@ -12,6 +12,16 @@ from attendo.functional.route import Route, differentiable_gradients, route, sym
 from attendo.kernels.selection import find
 
 
+def channel_mean(x: Tensor) -> Tensor:
+    """Mean over positions: (N, C, H, W) -> (N, C)."""
+    eager = not symbolic(x) and not torch.compiler.is_compiling()
+    differentiated = eager and torch.is_grad_enabled() and x.requires_grad
+    if differentiated and x.ndim == 4 and x.numel() and x.dtype in (torch.float32, torch.float64):
+        # The same number (a sum of halves could overflow); but the gradient of a mean is a map, that of a sum is not.
+        return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+    return definition.channel_mean(x)
+
+
 def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and maximum over positions: (N, C, H, W) -> two of (N, C)."""
     match route(x, (), ()):
