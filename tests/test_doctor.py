@@ -32,7 +32,7 @@ WELL = Machine(
     extras=(Extra("onnx", ()), Extra("yolo", ("ultralytics",))),
     broken={},
 )
-AGAIN = "python -m attendo.kernels.cpu.build"
+AGAIN = "python -m attendo.kernels.cpu"
 
 
 def without_kernels(why: str) -> Machine:

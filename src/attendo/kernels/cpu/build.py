@@ -1,4 +1,4 @@
-"""Compile the native library: run when attendo is installed, or by hand with ``python -m attendo.kernels.cpu.build``.
+"""Compile the native library: run when attendo is installed, or by hand with ``python -m attendo.kernels.cpu``.
 
 Only the standard library is used: at installation there is no torch and no attendo to import. What went wrong is
 written beside the library, for ``attendo doctor`` to tell.
@@ -22,7 +22,8 @@ LIBRARY = HERE / "libattendo_cpu.so.1"
 REASON = HERE / "not_built.txt"
 # Vectors without fast-math: sums keep their order, NaN and infinity their meaning.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
-# Bytes of the map that go through all steps of an attention together; see the table in native/attention.h.
+# Bytes of the map that go through all steps of an attention together: some, so that the next step finds them in the
+# last-level cache. Chosen, not tuned: other sizes have not been measured.
 CHUNK = 4 << 20
 PLAIN = ("plain", 16, ())
 X86 = (
@@ -103,10 +104,3 @@ def _run_together(commands: list[list[str]]) -> None:
     for name, process, text in said:
         if process.returncode:
             raise NotBuiltError(f"{name} failed: {text.strip()[-2000:]}")
-
-
-if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    built = build_or_explain()
-    logging.getLogger("attendo").info("compiled %s", built)
-    sys.exit(built is None)

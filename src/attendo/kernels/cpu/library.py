@@ -10,7 +10,7 @@ from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int32, c_int64, c_
 from attendo.kernels.cpu.build import LIBRARY, REASON
 
 INTERFACE = 1  # of native/dispatch.cpp
-AGAIN = "python -m attendo.kernels.cpu.build"
+AGAIN = "python -m attendo.kernels.cpu"
 SETS = ("avx512", "avx2", "plain")  # best first
 
 
