@@ -1,6 +1,6 @@
 """Check the GPU kernels, then measure what attention costs on this GPU, against timm and torch.compile, in one run.
 
-    python benchmarks/gpu.py [--quick] [--batch 256] [--minutes 8] [--csv gpu.csv] [--skip-check]
+    python benchmarks/gpu.py [--quick] [--batch 256] [--minutes 8] [--csv gpu.csv] [--skip-check] [--try-persistent]
 
 What is measured, on random data, with CUDA events, variants in turns, medians with quartiles:
 
@@ -9,6 +9,9 @@ What is measured, on random data, with CUDA events, variants in turns, medians w
     modules      SE, ECA and CBAM, forward and backward, bfloat16, channels_last: timm's and ours, eager and compiled;
                  "attendo inductor" is ours with the kernels turned off, compiled. Once launched from Python, once
                  replayed from a CUDA graph, where nothing waits for Python
+    inference    the same modules forward: timm's, eager and compiled, ours primitive by primitive, and ours in one
+                 launch ("attendo persistent": kernels.use("persistent"), whose programs wait for one another; another
+                 process tries it first, and if that does not come to its end this says so and goes on without)
     networks     a training step of ResNet-50 (autocast to bfloat16, channels_last, SGD) with each over the plain one,
                  eager and compiled, and its peak memory
 
@@ -19,6 +22,7 @@ Where there is no GPU it says so and exits with 1.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import datetime
 import importlib.metadata
@@ -26,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -51,8 +55,8 @@ class Row:
     """One measured variant.
 
     ``share``: of a device copy's bandwidth. ``over_timm`` and ``over_compiled``: how many times as fast as timm's
-    module, eager and compiled. ``cost`` and ``memory_cost``: time and peak memory as a multiple of the plain network's.
-    ``megabytes``: peak memory above what was there before.
+    module, eager and compiled; ``over_primitives``: as ours primitive by primitive. ``cost`` and ``memory_cost``: time
+    and peak memory as a multiple of the plain network's. ``megabytes``: peak memory above what was there before.
     """
 
     section: str
@@ -65,6 +69,7 @@ class Row:
     share: float | None = None
     over_timm: float | None = None
     over_compiled: float | None = None
+    over_primitives: float | None = None
     cost: float | None = None
     megabytes: float | None = None
     memory_cost: float | None = None
@@ -213,11 +218,17 @@ def train(module: nn.Module, x: Tensor, up: Tensor) -> None:
     module(x).backward(up)
 
 
-def without_kernels(call: Callable[[], object]) -> Callable[[], object]:
-    """Run a call with the kernels turned off."""
+def infer(module: nn.Module, x: Tensor) -> Tensor:
+    """Forward, for its result alone."""
+    with torch.no_grad():
+        return module(x)
+
+
+def by(choice: str, call: Callable[[], object]) -> Callable[[], object]:
+    """Run a call with other kernels."""
 
     def run() -> object:
-        with kernels.use("reference"):
+        with kernels.use(choice):
             return call()
 
     return run
@@ -252,7 +263,7 @@ def module_calls(name: str, x: Tensor, asked: argparse.Namespace) -> dict[str, C
     }
     if not asked.quick:
         plain = attendo.layer(name, x.shape[1]).to(x.device, x.dtype).train()
-        calls["attendo inductor"] = without_kernels(partial(train, asked.compile(plain), x, up))
+        calls["attendo inductor"] = by("reference", partial(train, asked.compile(plain), x, up))
     return calls
 
 
@@ -268,17 +279,80 @@ def measure_modules(clock: Clock, asked: argparse.Namespace, rows: list[Row]) ->
                 rows.append(Row("modules", case, "all", note="skipped: out of time"))
                 continue
             torch._dynamo.reset()  # or it would generalise over shapes
-            calls = module_calls(name, x, asked)
-            rows += compared(summary("modules", case, clock.race(calls, asked.seconds)))
-            graphs = {}
-            for variant, call in calls.items():
-                try:
-                    graphs[variant] = captured(call, clock.device)
-                except RuntimeError as error:
-                    rows.append(
-                        Row("modules", f"{case} graph", variant, note=f"no graph: {str(error).splitlines()[0]}")
-                    )
-            rows += compared(summary("modules", f"{case} graph", clock.race(graphs, asked.seconds)))
+            race_twice(clock, "modules", case, module_calls(name, x, asked), asked.seconds, rows)
+
+
+def race_twice(
+    clock: Clock, section: str, case: str, calls: dict[str, Callable[[], object]], seconds: float, rows: list[Row]
+) -> None:
+    """Measure variants launched from Python, then replayed from CUDA graphs."""
+    rows += compared(summary(section, case, clock.race(calls, seconds)))
+    graphs = {}
+    for variant, call in calls.items():
+        try:
+            graphs[variant] = captured(call, clock.device)
+        except RuntimeError as error:
+            rows.append(Row(section, f"{case} graph", variant, note=f"no graph: {str(error).splitlines()[0]}"))
+    rows += compared(summary(section, f"{case} graph", clock.race(graphs, seconds)))
+
+
+def maps_and_layers(asked: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
+    """Every name on a map of every size."""
+    for channels, side in asked.maps:
+        shape = (asked.batch, channels, side, side)
+        x = torch.randn(shape, device=asked.device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        for name in NAMES:
+            yield name, x
+
+
+def measure_inference(clock: Clock, asked: argparse.Namespace, rows: list[Row]) -> None:
+    """Forward of every module on every map, in inference."""
+    fault = "skipped: out of time" if clock.over() else persistent_fault(asked)
+    if fault:
+        rows.append(Row("inference", "all", "attendo persistent", note=fault))
+    for name, x in maps_and_layers(asked):
+        case = f"{name} {describe(x, 'channels_last')}"
+        if clock.over():
+            rows.append(Row("inference", case, "all", note="skipped: out of time"))
+            continue
+        torch._dynamo.reset()  # or it would generalise over shapes
+        timms = create_attn(name, x.shape[1]).to(x.device, x.dtype).eval()
+        ours = attendo.layer(name, x.shape[1]).to(x.device, x.dtype).eval()
+        calls: dict[str, Callable[[], object]] = {
+            "timm": partial(infer, timms, x),
+            "timm compiled": partial(infer, asked.compile(timms), x),
+            "attendo": partial(infer, ours, x),
+            "attendo persistent": by("persistent", partial(infer, ours, x)),
+        }
+        if fault:
+            del calls["attendo persistent"]
+        race_twice(clock, "inference", case, calls, asked.seconds, rows)
+
+
+def persistent_fault(asked: argparse.Namespace, seconds: float = 240) -> str:
+    """Try attentions in one launch in another process; say what is wrong with them, or nothing."""
+    command = [sys.executable, __file__, "--try-persistent", "--batch", str(asked.batch), "--device", asked.device]
+    try:
+        done = subprocess.run(command, timeout=seconds, check=False, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        return f"not at its end after {seconds:.0f} s: its programs wait for ever, or they compile slowly"
+    return "" if done.returncode == 0 else ((done.stdout + done.stderr).strip().splitlines() or ["failed"])[-1]
+
+
+def try_persistent(asked: argparse.Namespace) -> int:
+    """Compare attentions in one launch with the definition in float32, and with themselves; return the exit code."""
+    for name, x in maps_and_layers(asked):
+        layer = attendo.layer(name, x.shape[1]).to(x.device, x.dtype).eval()
+        want = by("reference", partial(infer, copy.deepcopy(layer).float(), x.float()))()
+        call = by("persistent", partial(infer, layer, x))
+        results = [call() for _ in range(10)]
+        if not torch.allclose(results[0].float(), want, rtol=2**-6, atol=2**-7):
+            print(f"{name} {describe(x, 'channels_last')}: one launch computes something else")
+            return 1
+        if not all(torch.equal(result, results[0]) for result in results):
+            print(f"{name} {describe(x, 'channels_last')}: one launch does not give the same bits every time")
+            return 1
+    return 0
 
 
 def compared(rows: dict[str, Row]) -> list[Row]:
@@ -287,6 +361,8 @@ def compared(rows: dict[str, Row]) -> list[Row]:
         if variant.startswith("attendo") and {"timm", "timm compiled"} <= rows.keys():
             row.over_timm = rows["timm"].milliseconds / row.milliseconds
             row.over_compiled = rows["timm compiled"].milliseconds / row.milliseconds
+            if variant == "attendo persistent":
+                row.over_primitives = rows["attendo"].milliseconds / row.milliseconds
     return list(rows.values())
 
 
@@ -397,6 +473,8 @@ def table(rows: list[Row]) -> str:
         said = [f"{row.share:.0%} of a copy"] if row.share is not None else []
         if row.over_timm is not None:
             said.append(f"{row.over_timm:.2f} times as fast as timm, {row.over_compiled:.2f} as timm compiled")
+        if row.over_primitives is not None:
+            said.append(f"{row.over_primitives:.2f} as primitive by primitive")
         if row.cost is not None:
             said.append(f"{row.cost:.3f} of plain")
         if row.memory_cost is not None:
@@ -408,11 +486,15 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def check() -> bool:
-    """Run the GPU tests of this checkout."""
-    tests = Path(__file__).parents[1] / "tests" / "test_kernels_gpu.py"
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(tests)]
-    return subprocess.run(command, cwd=tests.parents[1], check=False).returncode == 0
+def check(seconds: float = 1800) -> bool:
+    """Run the GPU tests of this checkout; they fail if they are not at their end after so long."""
+    tests = Path(__file__).parents[1] / "tests"
+    files = [str(tests / name) for name in ("test_kernels_gpu.py", "test_kernels_gpu_attention.py")]
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
+    try:
+        return subprocess.run(command, cwd=tests.parent, check=False, timeout=seconds).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -426,6 +508,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.3, help="for one measurement; networks get 100 times")
     parser.add_argument("--csv", type=Path, default=Path("gpu.csv"), help="where all numbers go")
     parser.add_argument("--skip-check", action="store_true", help="measure without running the GPU tests first")
+    parser.add_argument("--try-persistent", action="store_true", help="only compare attentions in one launch, and exit")
     # to try the script out without a GPU, on tiny sizes: its numbers mean nothing
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
@@ -444,6 +527,8 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks/gpu.py: there is no GPU here that PyTorch can use; nothing was measured.", file=sys.stderr)
         return 1
+    if asked.try_persistent:
+        return try_persistent(asked)
     clock = Clock(asked.device, asked.minutes)
     if asked.device == "cuda" and not asked.skip_check and not check():
         print("benchmarks/gpu.py: the GPU tests fail; wrong kernels are not worth measuring.", file=sys.stderr)
@@ -452,7 +537,7 @@ def main(arguments: list[str] | None = None) -> int:
     made_on = environment(asked.device)
     print(", ".join(f"{name} {value}" for name, value in made_on.items()), flush=True)
     rows: list[Row] = []
-    for measure in (measure_primitives, measure_modules, measure_networks):
+    for measure in (measure_primitives, measure_modules, measure_inference, measure_networks):
         before = len(rows)
         try:
             measure(clock, asked, rows)

@@ -135,7 +135,7 @@ def test_operators_count_their_macs(operator):
         call, want = lambda: torch.ops.attendo.grouped_conv(x, weight, 1, 16), 2 * 2 * 16 * 36 * 2 * 25
     else:
         weights = attendo.layer("cbam", 32).eval().weights()
-        call = lambda: torch.ops.attendo.attention(x, weights[:10], *weights[10:], None, False)  # noqa: E731
+        call = lambda: torch.ops.attendo.attention(x, weights[:10], *weights[10:14], None, False)  # noqa: E731
         want = (
             2 * 2 * (2 * 2 * 32 * 2 + 2 * 49 * 36)
         )  # two statistics through two layers of 32 x 2; the 7 x 7 over 6 x 6
@@ -149,7 +149,7 @@ def test_the_operators_pass_opcheck():
     torch.library.opcheck(torch.ops.attendo.grouped_conv.default, (x, weight, 1, 16))
     weights = attendo.layer("cbam", 32).eval().weights()
     tensors = [None if t is None else t.detach() for t in weights[:10]]
-    torch.library.opcheck(torch.ops.attendo.attention.default, (x, tensors, *weights[10:], x.clone(), True))
+    torch.library.opcheck(torch.ops.attendo.attention.default, (x, tensors, *weights[10:14], x.clone(), True))
 
 
 @pytest.mark.parametrize("name", ["se", "cbam", "cbam_channel", "psa"])

@@ -89,6 +89,7 @@ def test_where_no_kernel_takes_a_whole_attention_its_primitives_run(calls, monke
     layer, x = attendo.layer("se", 16).eval(), torch.randn(2, 16, 5, 5)
     with torch.no_grad():
         want = layer(x)
+        monkeypatch.setattr(calls, "attention", None, raising=False)
         monkeypatch.setattr(functional.fusion, "find", lambda x: calls)
         monkeypatch.setattr(functional.recalibration, "find", lambda x: calls)
         assert functional.attend(x, layer.weights()) is None
@@ -186,18 +187,21 @@ def source_of(launch: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> tuple[Any,
     from triton.compiler import ASTSource
 
     kernel, args, constants = launch
-    types = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-    options = {name: value for name, value in constants.items() if name in ("num_warps", "enable_fp_fusion")}
+    types = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+    options = {k: v for k, v in constants.items() if k in ("num_warps", "num_stages", "enable_fp_fusion")}
     fixed = {name: value for name, value in constants.items() if name not in options}
     signature, attributes = {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        value = args[i] if i < len(args) else None
-        if value is None or (isinstance(value, int) and value == 1):  # a constant, as at run time
+    for i, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
+        value, special = args[i] if i < len(args) else None, not parameter.do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and special):  # a constant, as at run time
             signature[name] = "constexpr"
             fixed.setdefault(name, value)
             continue
+        if isinstance(value, float):
+            signature[name] = "fp32"
+            continue
         signature[name] = types[value.dtype] if isinstance(value, Tensor) else "i32" if value < 2**31 else "i64"
-        if isinstance(value, Tensor) or value % 16 == 0:
+        if special and (isinstance(value, Tensor) or value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, fixed, attributes), options
 
@@ -513,7 +517,7 @@ def test_the_benchmark_runs_to_its_end_and_writes_every_number(benchmark, tmp_pa
     assert benchmark.main(asked) == 0
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["section"] for row in rows} == {"copy", "primitives", "modules", "networks"}
+    assert {row["section"] for row in rows} == {"copy", "primitives", "modules", "inference", "networks"}
     assert {row["torch"] for row in rows} == {torch.__version__}
     measured = [row for row in rows if not row["note"].startswith("no kernel")]
     assert all(

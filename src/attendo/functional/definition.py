@@ -11,6 +11,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from attendo.kernels.gates import GateWeights, Norm
 
 
 def channel_mean(x: Tensor) -> Tensor:
@@ -53,3 +56,50 @@ def recalibrate(x: Tensor, gates: Iterable[Tensor], residual: Tensor | None = No
     if residual is not None:
         x = x + residual
     return x.relu() if relu else x
+
+
+def attention(x: Tensor, weights: GateWeights, norm: Norm | None = None) -> Tensor:
+    """The map, or what ``norm`` makes of it, times the gates that ``weights`` describe.
+
+    Running statistics are left as they are.
+    """
+    if norm is not None:
+        training = norm.momentum is not None
+        mean, var = (None, None) if training else (norm.mean, norm.var)
+        x = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=training, eps=norm.eps)
+    if weights.mean or weights.maximum:
+        seen = [pool(x) for pool, wanted in ((channel_mean, weights.mean), (channel_max, weights.maximum)) if wanted]
+        logits_NC = torch.stack([_excite(z_NC, weights) for z_NC in seen]).sum(0)
+        x = x * torch.sigmoid(logits_NC)[:, :, None, None]
+    if weights.spatial is None:
+        return x
+    return x * torch.sigmoid(normalise(convolve(spatial_stats(x), weights), weights))
+
+
+def convolve(stats_N2HW: Tensor, weights: GateWeights) -> Tensor:
+    """Convolve mean and maximum over channels: (N, 2, H, W), mean first -> (N, 1, H, W)."""
+    spatial = weights.spatial
+    if spatial is None:
+        raise ValueError("attendo.functional: these weights have no spatial half")
+    seen = stats_N2HW.flip(1) if weights.maximum_first else stats_N2HW
+    return F.conv2d(seen, spatial, padding=spatial.shape[-1] // 2)
+
+
+def normalise(logits_N1HW: Tensor, weights: GateWeights) -> Tensor:
+    """Apply the norm of the spatial half, if there is one."""
+    if weights.norm_momentum is not None:
+        return F.batch_norm(
+            logits_N1HW, None, None, weights.norm_weight, weights.norm_bias, training=True, eps=weights.norm_eps
+        )
+    if weights.norm_mean is None:
+        return logits_N1HW
+    fixed = weights.norm_mean, weights.norm_var, weights.norm_weight, weights.norm_bias
+    return F.batch_norm(logits_N1HW, *fixed, eps=weights.norm_eps)
+
+
+def _excite(z_NC: Tensor, weights: GateWeights) -> Tensor:
+    if weights.fc1 is not None and weights.fc2 is not None:
+        return F.linear(F.relu(F.linear(z_NC, weights.fc1, weights.fc1_bias)), weights.fc2, weights.fc2_bias)
+    if weights.conv is None:
+        raise ValueError("attendo.functional: these weights have no channel half")
+    return F.conv1d(z_NC[:, None], weights.conv, padding=weights.conv.shape[-1] // 2)[:, 0]

@@ -1,4 +1,4 @@
-"""A whole mechanism in one call of a kernel, for inference."""
+"""A whole mechanism in one call of a kernel: dispatch, and the operator that compilers see in inference."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from torch import Tensor
 
 from attendo.functional.recalibration import overwritten
 from attendo.functional.route import Route, route, symbolic
-from attendo.kernels.gates import GateWeights
+from attendo.functional.training import attend_training
+from attendo.kernels.gates import GateWeights, Norm
 from attendo.kernels.selection import find, straight
+
+_FLAGS = GateWeights._fields.index("norm_momentum")  # what an operator is not told begins here
 
 
 def attend(
-    x: Tensor, weights: GateWeights, residual: Tensor | None = None, relu: bool = False, inplace: bool = False
+    x: Tensor,
+    weights: GateWeights,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    inplace: bool = False,
+    norm: Norm | None = None,
 ) -> Tensor | None:
     """Compute the gates that ``weights`` describe and recalibrate x by them, the map coming from memory once.
 
@@ -24,26 +32,40 @@ def attend(
         residual: as in ``recalibrate``.
         relu: as in ``recalibrate``.
         inplace: as in ``recalibrate``.
+        norm: what x goes through before all this.
 
     Returns:
-        The result; None where no kernel does this in one call, or a gradient is needed.
+        The result; None where no kernel does this in one call.
     """
     tensors = weights.tensors()
-    if symbolic(x) or x.ndim != 4 or not weights.fit(x.shape[1]):  # the definition says what is wrong
-        return None
+    if symbolic(x) or x.ndim != 4 or not weights.fit(x.shape[1]) or (norm is not None and not norm.fit(x.shape[1])):
+        return None  # the definition says what is wrong
     if torch.compiler.is_compiling():
-        if torch.is_grad_enabled() or route(x, (residual,), _there(tensors)) is not Route.OPERATOR or not x.is_cpu:
+        if torch.is_grad_enabled() or norm is not None or weights.norm_momentum is not None or not x.is_cpu:
             return None
-        return torch.ops.attendo.attention(x, tensors, *weights[len(tensors) :], residual, relu)
-    if not straight(x, residual, tensors) and route(x, (residual,), _there(tensors)) is not Route.KERNEL:
-        return None
+        if route(x, (residual,), _there(tensors)) is not Route.OPERATOR:
+            return None
+        return torch.ops.attendo.attention(x, tensors, *weights[len(tensors) : _FLAGS], residual, relu)
+    beside = tensors if norm is None else (*tensors, *norm[:4])
+    if not straight(x, residual, beside):
+        match route(x, (residual,), _there(beside)):
+            case Route.OPERATOR if x.is_cpu and not _too_few(x) and (norm is None or norm.momentum is not None):
+                return attend_training(x, weights, residual, relu, norm)
+            case Route.KERNEL:
+                weights, norm = weights.contiguous(), None if norm is None else norm.contiguous()
+            case _:
+                return None
     attention = find(x).attention
-    if attention is None:
+    if attention is None or weights.norm_momentum is not None or (norm is not None and norm.momentum is not None):
         return None
-    spatial = weights.spatial
-    if spatial is not None and not spatial.is_contiguous():  # that of a channels_last network
-        weights = weights.contiguous()
-    return attention(x, weights, residual, relu, overwritten(x) if inplace else None)
+    out = overwritten(x) if inplace else None
+    before = () if norm is None else (norm,)
+    return attention(x, weights, residual, relu, out, *before)
+
+
+def _too_few(x: Tensor) -> bool:
+    """Whether a norm in training has one number only, which PyTorch refuses."""
+    return x.shape[0] * x.shape[2] * x.shape[3] == 1
 
 
 def _there(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
@@ -63,8 +85,7 @@ def _attention(
 ) -> Tensor:
     if residual is not None and residual.stride() != x.stride():
         residual = torch.empty_like(x).copy_(residual)
-    fields = (*tensors, norm_eps, mean, maximum, maximum_first)
-    weights = GateWeights._make(fields).contiguous()
+    weights = GateWeights._make((*tensors, norm_eps, mean, maximum, maximum_first, None, None)).contiguous()
     return find(x).attention(x, weights, residual, relu)  # type: ignore[misc]
 
 

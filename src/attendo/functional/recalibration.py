@@ -64,6 +64,11 @@ def overwritten(x: Tensor) -> Tensor:
     return x
 
 
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Return the layout of a dense map: contiguous, or channels_last."""
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+
+
 def _gated(x: Tensor, channel: Tensor | None, spatial: Tensor | None) -> Tensor:
     return definition.recalibrate(x, [gate for gate in (channel, spatial) if gate is not None])
 
@@ -85,7 +90,7 @@ def _recalibrate_backward(
     up: Tensor, x: Tensor, channel: Tensor | None, spatial: Tensor | None, out: Tensor | None, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first, second, third, fourth = wanted
-    up = up.contiguous(memory_format=_format(x))
+    up = up.contiguous(memory_format=layout_of(x))
     found = find(x).recalibrate_backward(up, x, channel, spatial, out, (first, second, third, fourth))
     a, b, c, d = (x.new_empty(0) if gradient is None else gradient for gradient in found)
     return a, b, c, d
@@ -131,7 +136,3 @@ def _differentiate(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _recalibrate.register_autograd(_differentiate, setup_context=_save)
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    return torch.contiguous_format if x.is_contiguous() else torch.channels_last

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from attendo._errors import InvalidArgument
 from attendo.functional import recalibrate
 from attendo.layers import Attention, AttentionConv
-from attendo.layers._base import Gate, hooked
+from attendo.layers._bare import hooked
+from attendo.layers._base import Gate
 
 Start = Literal["identity", "paper"]
 NAME = "attendo"

@@ -7,13 +7,44 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Norm(NamedTuple):
+    """A batch norm.
+
+    Attributes:
+        weight: (C) or None.
+        bias: (C) or None.
+        mean: (C), running.
+        var: (C), running.
+        eps: what is added to the variance.
+        momentum: None where the running statistics count and stay as they are. A number where the batch's own count:
+            how far they pull the running ones towards them.
+        batches: how many batches did so, a number to add to; None where nobody counts.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    var: Tensor
+    eps: float
+    momentum: float | None = None
+    batches: Tensor | None = None
+
+    def fit(self, channels: int) -> bool:
+        """Whether the tensors are those of maps of that many channels."""
+        return all(tensor is None or tensor.shape == (channels,) for tensor in self[:4])
+
+    def contiguous(self) -> Norm:
+        """Return the same with every tensor contiguous."""
+        return Norm(*(part.contiguous() if isinstance(part, Tensor) else part for part in self))  # type: ignore[arg-type]
+
+
 class GateWeights(NamedTuple):
     """The arithmetic of SE, ECA, CBAM and their halves; a part is absent where its tensors are None.
 
     The channel half pools every channel to its mean, its maximum or both, sends each through one shared function (two
     fully connected layers with a ReLU between them, or a convolution over channels), adds the results and takes the
     sigmoid. The spatial half convolves mean and maximum over the channels of what the channel half leaves, normalises
-    with fixed statistics and takes the sigmoid.
+    and takes the sigmoid.
 
     Attributes:
         fc1: weight (hidden, C) of the first layer; None with ``conv``.
@@ -30,6 +61,9 @@ class GateWeights(NamedTuple):
         mean: whether the channel half sees the mean.
         maximum: whether it sees the maximum.
         maximum_first: whether the spatial convolution's first input is the maximum.
+        norm_momentum: None where the norm's statistics are fixed. A number where the batch's own count: how far they
+            pull the running ones, in ``norm_mean`` and ``norm_var``, towards them.
+        norm_batches: how many batches did so, a number to add to; None where nobody counts.
     """
 
     fc1: Tensor | None = None
@@ -46,6 +80,8 @@ class GateWeights(NamedTuple):
     mean: bool = False
     maximum: bool = False
     maximum_first: bool = False
+    norm_momentum: float | None = None
+    norm_batches: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Return the tensors in their order, None for those that are not there."""

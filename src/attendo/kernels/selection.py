@@ -16,13 +16,14 @@ from torch.autograd import forward_ad
 
 from attendo._errors import UnknownName
 from attendo.kernels.cpu import library
-from attendo.kernels.cpu.calls import DTYPES, Calls
+from attendo.kernels.cpu.calls import Calls
+from attendo.kernels.cpu.packing import DTYPES
 
 if TYPE_CHECKING:
     from attendo.kernels.gpu.calls import Calls as GPUCalls
 
 PRIMITIVES = ("channel_stats", "spatial_stats", "recalibrate", "attention", "grouped_conv")
-REFERENCE, AUTO = "reference", "auto"
+REFERENCE, AUTO, PERSISTENT = "reference", "auto", "persistent"
 _chosen = AUTO
 _CALLS = {name: Calls(table) for name in library.SETS if (table := library.table(name)) is not None}  # best first
 _BEST = next(iter(_CALLS), REFERENCE)
@@ -35,7 +36,8 @@ class use:  # noqa: N801 - called like the function it mostly is
     """Choose the kernels of this process, from now on or for the length of a ``with`` block.
 
     Args:
-        name: ``"auto"`` (the best there is), ``"reference"`` (none: plain PyTorch), or an instruction set of the CPU
+        name: ``"auto"`` (the best there is), ``"reference"`` (none: plain PyTorch), ``"persistent"`` (as "auto", and on
+            an NVIDIA GPU a whole attention in one launch, which nobody has measured), or an instruction set of the CPU
             kernels: ``"avx512"``, ``"avx2"``, ``"plain"``, which concerns the CPU alone.
 
     Raises:
@@ -44,7 +46,7 @@ class use:  # noqa: N801 - called like the function it mostly is
 
     def __init__(self, name: str) -> None:
         global _chosen
-        choices = (AUTO, REFERENCE, *_CALLS)
+        choices = (AUTO, REFERENCE, PERSISTENT, *_CALLS)
         if name not in choices:
             because = f" ({_MISSING})" if _MISSING else ""
             raise UnknownName(f"kernels.use: no kernels {name!r} here{because}. Choose from {', '.join(choices)}.")
@@ -75,15 +77,17 @@ def status() -> list[Status]:
     if _chosen == REFERENCE:
         kernel, why = REFERENCE, 'turned off by kernels.use("reference")'
     else:
-        kernel, why = (_BEST if _chosen == AUTO else _chosen), _MISSING
+        kernel, why = (_chosen if _chosen in _CALLS else _BEST), _MISSING
     cpu = [Status(primitive, "cpu", kernel, why) for primitive in PRIMITIVES]
     return [*cpu, *(_gpu_status(primitive, why if _chosen == REFERENCE else "") for primitive in PRIMITIVES)]
 
 
 def _gpu_status(primitive: str, off: str) -> Status:
     why = off or ("" if torch.cuda.is_available() else "no GPU here") or no_gpu_kernels(torch.cuda.current_device())
-    if not why and primitive == "attention":
-        why = "none in one call: its primitives run one after the other"
+    if not why and primitive == "attention" and not _persistent():
+        why = 'its primitives run one after the other; one launch is not measured yet: use("persistent") turns it on'
+        if torch.version.hip is not None:
+            why = "its primitives run one after the other: on AMD a barrier does not wait for other threads' stores"
     elif not why and primitive == "grouped_conv":
         why = "cuDNN's own convolutions run"
     return Status(primitive, "cuda", REFERENCE if why else "triton", why)
@@ -91,7 +95,14 @@ def _gpu_status(primitive: str, off: str) -> Status:
 
 def find(x: Tensor) -> Calls | GPUCalls:
     """Return the kernels for the device of x; ``refusal`` has said that there are some."""
-    return _gpu_calls() if x.is_cuda else _CALLS[_BEST if _chosen == AUTO else _chosen]
+    if x.is_cuda:
+        return _persistent_calls() if _persistent() else _gpu_calls()
+    return _CALLS[_chosen if _chosen in _CALLS else _BEST]
+
+
+def _persistent() -> bool:
+    # programs tell one another what is stored; Triton's barrier on gfx942, read in its assembly, lets stores pass it
+    return _chosen == PERSISTENT and torch.version.hip is None
 
 
 @functools.cache
@@ -99,6 +110,13 @@ def _gpu_calls() -> GPUCalls:
     from attendo.kernels.gpu.calls import Calls as Kernels  # imports Triton
 
     return Kernels()
+
+
+@functools.cache
+def _persistent_calls() -> GPUCalls:
+    from attendo.kernels.gpu.persistent import PersistentCalls
+
+    return PersistentCalls()
 
 
 def no_gpu_kernels(index: int) -> str:
@@ -206,6 +224,7 @@ def straight(x: Tensor, residual: Tensor | None, weights: Iterable[Tensor | None
             weight.dtype is not dtype
             or not (type(weight) is nn.Parameter or type(weight) is Tensor)
             or not weight.is_cpu
+            or not weight.is_contiguous()
         ):
             return False
     return True

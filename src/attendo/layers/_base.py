@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -11,6 +11,7 @@ from attendo._errors import InvalidArgument
 from attendo._registry import Registry
 from attendo.functional import attend, recalibrate
 from attendo.kernels.gates import GateWeights
+from attendo.layers._bare import batch_norm
 
 
 class Attention(nn.Module):
@@ -55,47 +56,35 @@ class Gate(Attention):
         return self.recalibrate(x)
 
     def recalibrate(
-        self, x: Tensor, residual: Tensor | None = None, relu: bool = False, inplace: bool = False
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        inplace: bool = False,
+        norm: nn.Module | None = None,
     ) -> Tensor:
-        """Multiply x by its gates; the other arguments are those of ``attendo.functional.recalibrate``.
+        """Multiply x by its gates, as ``forward`` does, for a block that has more to do in the same pass.
 
-        What ``forward`` does, for a block that has more to do in the same pass; hooks of this module are not called.
+        Hooks of this module are not called.
+
+        Args:
+            x: feature map, (N, C, H, W).
+            residual: as of ``attendo.functional.recalibrate``, as are the next two.
+            relu: see there.
+            inplace: see there.
+            norm: what x goes through before all this.
         """
         weights = None if "gates" in self.__dict__ else self.weights()
+        if norm is not None:
+            before = None if weights is None else batch_norm(norm)
+            if weights is not None and before is not None:
+                out = attend(x, weights, residual, relu, inplace, before)
+                if out is not None:
+                    return out
+            x, inplace = norm(x), type(norm) is nn.BatchNorm2d and not norm._forward_hooks
         if weights is not None and (out := attend(x, weights, residual, relu, inplace)) is not None:
             return out
         return recalibrate(x, self.gates(x), residual, relu, inplace)
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether calling this module does more than its forward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def bare_tensors(module: nn.Module | None) -> tuple[Tensor | None, Tensor | None] | None:
-    """Return weight and bias of a module that does what they say and nothing more.
-
-    None for one with hooks, parametrisations, another forward or class: what it computes is its own affair.
-    """
-    if module is None or type(module) not in _BARE or hooked(module) or "forward" in module.__dict__:
-        return None
-    tensors = module._parameters
-    return tensors.get("weight"), tensors.get("bias")
-
-
-def bare_kernel(module: Any, stride: int = 1) -> Tensor | None:
-    """Return the weight of a convolution with that stride which keeps the map's size but for it, and does no more."""
-    tensors = bare_tensors(module)
-    if tensors is None or tensors[1] is not None or module.padding_mode != "zeros":
-        return None
-    size, dimensions = module.kernel_size[0], len(module.kernel_size)
-    has = (module.kernel_size, module.padding, module.stride, module.dilation)
-    return tensors[0] if has == tuple((n,) * dimensions for n in (size, size // 2, stride, 1)) else None
-
-
-_BARE = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.Identity}
 
 
 class AttentionConv(Attention):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from attendo.functional import spatial_stats
 from attendo.kernels.gates import GateWeights
-from attendo.layers._base import Gate, bare_kernel, bare_tensors, check_choice, check_odd, register
+from attendo.layers._bare import bare_kernel, bare_tensors, batch_norm
+from attendo.layers._base import Gate, check_choice, check_odd, register
 
 
 @register("cbam_spatial")
@@ -66,23 +67,23 @@ class SpatialGate(Gate):
         return (torch.softmax(logits_N1HW.flatten(2), 2).view_as(logits_N1HW),)
 
     def weights(self) -> GateWeights | None:
-        """Name the tensors above, where the norm's statistics are fixed."""
-        conv, norm = bare_kernel(self._modules["conv"]), bare_tensors(self._modules["norm"])
+        """Name the tensors above, and how the norm is to be done."""
+        conv, norm = bare_kernel(self._modules["conv"]), self._modules["norm"]
         if self.gate != "sigmoid" or conv is None or norm is None:
             return None
-        module = self.norm
-        if type(module) is nn.Identity:
-            return GateWeights(spatial=conv, maximum_first=self.max_first)
-        mean, var = module._buffers["running_mean"], module._buffers["running_var"]
-        if module.training or mean is None or var is None:
+        weights = GateWeights(spatial=conv, maximum_first=self.max_first)
+        if type(norm) is nn.Identity:
+            return None if bare_tensors(norm) is None else weights
+        found = batch_norm(norm)
+        if found is None:
             return None
-        weight, bias = norm
-        return GateWeights(
-            spatial=conv,
+        weight, bias, mean, var, eps, momentum, batches = found
+        return weights._replace(
             norm_weight=weight,
             norm_bias=bias,
             norm_mean=mean,
             norm_var=var,
-            norm_eps=module.eps,  # type: ignore[arg-type]
-            maximum_first=self.max_first,
+            norm_eps=eps,
+            norm_momentum=momentum,
+            norm_batches=batches,
         )

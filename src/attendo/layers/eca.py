@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from attendo._errors import InvalidArgument
 from attendo.functional import channel_mean
 from attendo.kernels.gates import GateWeights
-from attendo.layers._base import Gate, bare_kernel, check_channels, check_odd, register
+from attendo.layers._bare import bare_kernel
+from attendo.layers._base import Gate, check_channels, check_odd, register
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:

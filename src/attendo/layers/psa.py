@@ -21,7 +21,8 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from attendo._errors import InvalidArgument
 from attendo.functional import grouped_conv, join
-from attendo.layers._base import AttentionConv, bare_kernel, check_channels, check_choice, check_odd, register
+from attendo.layers._bare import bare_kernel
+from attendo.layers._base import AttentionConv, check_channels, check_choice, check_odd, register
 from attendo.layers.se import SqueezeExcitation
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attendo.functional import channel_max, channel_mean
 from attendo.kernels.gates import GateWeights
-from attendo.layers._base import Gate, bare_tensors, check_choice, hidden_width, register
+from attendo.layers._bare import bare_tensors
+from attendo.layers._base import Gate, check_choice, hidden_width, register
 
 
 @register("se")

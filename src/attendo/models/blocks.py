@@ -1,4 +1,4 @@
-"""timm's residual blocks, ending in one pass: gates times x, plus shortcut, rectified.
+"""timm's residual blocks, ending in one call: the last norm, the gates times what it makes, plus shortcut, rectified.
 
 The modules, their names and their order are timm's, and so is what a block computes. Where something else happens at
 its end (drop path in training, another activation, a hook), the steps run one by one.
@@ -13,7 +13,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from attendo.layers._base import Gate, hooked
+from attendo.layers._bare import hooked
+from attendo.layers._base import Gate
 
 
 class AttentionBasicBlock(BasicBlock):
@@ -22,7 +23,7 @@ class AttentionBasicBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, planes, H / stride, W / stride)."""
         y = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-        return _end(self, self.bn2, self.act2, self.bn2(self.conv2(y)), x)
+        return _end(self, self.conv2, self.bn2, self.act2, y, x)
 
 
 class AttentionBottleneck(Bottleneck):
@@ -32,21 +33,25 @@ class AttentionBottleneck(Bottleneck):
         """(N, C, H, W) -> (N, 4 planes, H / stride, W / stride)."""
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(y)))))
-        return _end(self, self.bn3, self.act3, self.bn3(self.conv3(y)), x)
+        return _end(self, self.conv3, self.bn3, self.act3, y, x)
 
 
-def _end(block: Any, norm: nn.Module, act: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
-    """Recalibrate the branch x, which the norm made, add the shortcut, rectify."""
+def _end(block: Any, conv: nn.Module, norm: nn.Module, act: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
+    """Convolve and normalise, the last of the branch x; recalibrate it, add the shortcut, rectify."""
     gate, drop_path = block.se, block.drop_path
-    if block.downsample is not None:
-        shortcut = block.downsample(shortcut)
+    x = conv(x)
     if (drop_path is None or not block.training) and _in_one_pass(gate, act):
-        ours = type(norm) is nn.BatchNorm2d and not norm._forward_hooks  # nobody else may have what it made
-        return gate.recalibrate(x, shortcut, relu=True, inplace=ours)
+        if block.downsample is not None:
+            shortcut = block.downsample(shortcut)
+        ours = type(conv) is nn.Conv2d and not conv._forward_hooks  # nobody else may have what it made
+        return gate.recalibrate(x, shortcut, relu=True, inplace=ours, norm=norm)
+    x = norm(x)
     if gate is not None:
         x = gate(x)
     if drop_path is not None:
         x = drop_path(x)
+    if block.downsample is not None:
+        shortcut = block.downsample(shortcut)
     # in place, as in timm, but for attention: a backward hook on it does not stand its result being changed
     x = x.add_(shortcut) if gate is None else x + shortcut
     return act(x)

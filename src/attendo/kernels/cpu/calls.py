@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from attendo.kernels.cpu import library
-from attendo.kernels.gates import GateWeights
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+from attendo.kernels.cpu.packing import DTYPES, NOTHING, Gradients, Kept, pack_attention, pack_backward
+from attendo.kernels.gates import GateWeights, Norm
 
 
 class Calls:
@@ -25,7 +24,7 @@ class Calls:
 
     def __init__(self, table: library.Table) -> None:
         self.table = {name: getattr(table, name) for name in library.SIGNATURES}
-        self._attention = self.table["attention"]
+        self._attention, self._attention_backward = self.table["attention"], self.table["attention_backward"]
 
     def channel_stats(self, x: Tensor, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, maximum and ties of the maximum over positions, (N, C) each; ties are empty unless asked for."""
@@ -131,20 +130,107 @@ class Calls:
         return gradients
 
     def attention(
-        self, x: Tensor, weights: GateWeights, residual: Tensor | None, relu: bool, out: Tensor | None = None
+        self,
+        x: Tensor,
+        weights: GateWeights,
+        residual: Tensor | None,
+        relu: bool,
+        out: Tensor | None = None,
+        norm: Norm | None = None,
     ) -> Tensor:
-        """A whole attention in one call; the tensors of ``weights`` are contiguous and of the dtype of x."""
+        """A whole attention in one call, of x or of what ``norm`` makes of it.
+
+        The tensors of ``weights`` and ``norm`` are contiguous and of the dtype of x.
+        """
         out = torch.empty_like(x) if out is None else out
-        fc1, conv, spatial = weights.fc1, weights.conv, weights.spatial
-        call = library.ATTENTION.pack(
-            *(*x.shape, DTYPES[x.dtype], not x.is_contiguous(), torch.get_num_threads(), relu),
-            *(x.data_ptr(), 0 if residual is None else residual.data_ptr(), out.data_ptr()),
-            *[0 if tensor is None else tensor.data_ptr() for tensor in weights[:10]],
-            *(weights.norm_eps, 0 if fc1 is None else fc1.shape[0], 0 if conv is None else conv.shape[-1]),
-            *(0 if spatial is None else spatial.shape[-1], weights.mean, weights.maximum, weights.maximum_first),
-        )
-        self._attention(call)
+        self._attention(pack_attention(x, weights, norm, NOTHING, None, residual, relu, out))
         return out
+
+    def attention_kept(
+        self, x: Tensor, weights: GateWeights, norm: Norm | None, residual: Tensor | None, relu: bool
+    ) -> tuple[Tensor | None, Kept]:
+        """A whole attention, and what its gradients need; with a spatial half its statistics end it, and no result.
+
+        A norm with a momentum takes the batch's own statistics; the running ones are the caller's to update.
+        """
+        (samples, channels, height, width), both = x.shape, weights.mean + weights.maximum
+        hidden = 0 if weights.fc1 is None else weights.fc1.shape[0]
+        kept = Kept(
+            norm=None if norm is None else _numbers(x, 4, channels),
+            means=None if norm is None else _numbers(x, samples, channels),
+            pooled=_numbers(x, samples, both, channels) if both else None,
+            raw=_numbers(x, samples, both, hidden) if hidden else None,
+            gate=_numbers(x, samples, channels) if both else None,
+            stats=None if weights.spatial is None else x.new_empty(samples, 2, height, width),
+            ties=None if weights.spatial is None else _numbers(x, samples, height, width),
+        )
+        out = torch.empty_like(x) if weights.spatial is None else None
+        self._attention(pack_attention(x, weights, norm, kept, None, residual, relu, out))
+        return out, kept
+
+    def attention_finished(
+        self,
+        x: Tensor,
+        weights: GateWeights,
+        norm: Norm | None,
+        kept: Kept,
+        spatial: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+    ) -> Tensor:
+        """What ``attention_kept`` left to do: multiply by the gates, add, rectify; spatial is a gate (N, 1, H, W)."""
+        out = torch.empty_like(x)
+        self._attention(pack_attention(x, weights, norm, kept, spatial, residual, relu, out))
+        return out
+
+    def spatial_gradient(
+        self, up: Tensor, x: Tensor, out: Tensor | None, weights: GateWeights, kept: Kept, masked: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradient (N, H, W) of the spatial gate, and, if ``masked``, up where the ReLU let it through."""
+        samples, _, height, width = x.shape
+        found = _numbers(x, samples, height, width)
+        residual = torch.empty_like(x) if masked else None
+        nothing = Gradients(None, residual)
+        self._attention_backward(pack_backward(up, x, out, weights, 0.0, kept, (None, None), nothing, found, False))
+        return found, residual
+
+    def attention_backward(
+        self,
+        up: Tensor,
+        x: Tensor,
+        out: Tensor | None,
+        weights: GateWeights,
+        norm: Norm | None,
+        kept: Kept,
+        spatial: tuple[Tensor | None, Tensor | None],
+        residual: Tensor | None,
+        wanted: tuple[bool, bool],
+    ) -> Gradients:
+        """The gradients of a whole attention.
+
+        Args:
+            up: gradient of the result, in the layout of x.
+            x: what went in.
+            out: the result, where it was rectified.
+            weights: as in the forward pass.
+            norm: as in the forward pass.
+            kept: by the forward pass.
+            spatial: the spatial gate (N, 1, H, W), and the gradient (N, 2, H, W) of the statistics that it came from.
+            residual: the gradient of the residual, where ``spatial_gradient`` gave it.
+            wanted: whether to compute the gradients of x and of a residual.
+        """
+        conv, channels = weights.conv, x.shape[1]
+        found = Gradients(
+            x=torch.empty_like(x) if wanted[0] else None,
+            residual=torch.empty_like(x) if wanted[1] and residual is None else residual,
+            norm=None if norm is None else _numbers(x, 2, channels),
+            logits=None if kept.gate is None else torch.empty_like(kept.gate),
+            raw=None if kept.raw is None else torch.empty_like(kept.raw),
+            conv=None if conv is None else _numbers(x, x.shape[0], conv.shape[-1]),
+        )
+        eps, masked = 0.0 if norm is None else norm.eps, residual is not None
+        self._attention_backward(pack_backward(up, x, out, weights, eps, kept, spatial, found, None, masked))
+        return found
 
     def grouped_conv(self, x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
         """Convolve with padding that keeps the size at stride 1: weight (K, C / groups, k, k), k odd and below 64."""

@@ -9,7 +9,7 @@ from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int32, c_int64, c_
 
 from attendo.kernels.cpu.build import LIBRARY, REASON
 
-INTERFACE = 1  # of native/dispatch.cpp
+INTERFACE = 2  # of native/dispatch.cpp
 AGAIN = "python -m attendo.kernels.cpu"
 SETS = ("avx512", "avx2", "plain")  # best first
 
@@ -23,8 +23,11 @@ class Shape(Structure):
     ]
 
 
-# Attention of native/attention.h: sizes and flags, pointers, the norm's epsilon, sizes and flags.
-ATTENTION = struct.Struct("=8q13Qd6q")
+# Attention of native/attention.h: sizes and flags, pointers, the norm's epsilon, sizes and flags; the norm before it,
+# and what is kept.
+ATTENTION = struct.Struct("=8q13Qd6q4Qdq8Q")
+# AttentionBackward of native/attention_backward.h: sizes and flags, pointers, the epsilon of the norm before, flags.
+ATTENTION_BACKWARD = struct.Struct("=7q22Qd5q")
 
 
 _P, _I, _B, _S = c_void_p, c_int64, c_int32, POINTER(Shape)
@@ -36,6 +39,7 @@ SIGNATURES = {
     "recalibrate": (_S, _P, _P, _I, _P, _I, _P, _B, _P),
     "recalibrate_backward": (_S, _P, _P, _P, _I, _P, _I, _P, _P, _P, _P, _P),
     "attention": (c_char_p,),
+    "attention_backward": (c_char_p,),
     "grouped_conv": (_S, _P, _P, _I, _I, _I, _I, _I, _P),
 }
 

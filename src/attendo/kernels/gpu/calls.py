@@ -6,6 +6,8 @@ the two layouts (``attendo.kernels.selection``). Gradients of gates, and counts 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from attendo.kernels.gpu.launch import OPTIONS, View, cut, device_of
 class Calls:
     """The primitives."""
 
-    attention = None  # no whole attention in one call: primitive by primitive
+    attention: Callable[..., Tensor] | None = None  # no whole attention in one call: primitive by primitive
 
     def channel_stats(self, x: Tensor, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, maximum and ties of the maximum over positions, (N, C) each; ties are empty unless asked for."""

@@ -33,6 +33,10 @@ class Table(NamedTuple):
         tiles: by kernel and bytes of an element.
         programs: below this many, the looped axis is split.
         most_splits: of the looped axis.
+        task: tiles that a task of a whole attention has.
+        share: of the L2 cache that a group of samples may take, one over this: up to four groups are on their way, and
+            their results beside them.
+        residents: programs of a whole attention on a multiprocessor, or waiting to be.
     """
 
     line: int = 512
@@ -45,9 +49,14 @@ class Table(NamedTuple):
         ("scale", 4): Tile(2048, 4),
         ("scale_backward", 2): Tile(4096, 4),
         ("scale_backward", 4): Tile(2048, 4),
+        ("attention", 2): Tile(2048, 4),
+        ("attention", 4): Tile(2048, 4),
     }
     programs: int = 1024
     most_splits: int = 256
+    task: int = 8
+    share: int = 8
+    residents: int = 8
 
 
 class Cut(NamedTuple):
@@ -92,7 +101,7 @@ OPTIONS = {"enable_fp_fusion": True}  # said aloud, because the default changes 
 WIDE = 2**31  # elements of a sample from which 32 bits do not count them
 
 
-def cut(kernel: str, view: View, itemsize: int, looped: int | None, whole: bool = True) -> Cut:
+def cut(kernel: str, view: View, itemsize: int, looped: int | None, whole: bool = True, each: int | None = None) -> Cut:
     """Cut a call into programs.
 
     Args:
@@ -101,17 +110,19 @@ def cut(kernel: str, view: View, itemsize: int, looped: int | None, whole: bool 
         itemsize: bytes of an element of the map.
         looped: 1 if programs go along columns, 0 along rows, None if each does one tile.
         whole: whether something is summed along the looped axis; if not, every program does one step of it.
+        each: tiles that a program may have at most, if splits allow; None: as many as leave ``Table.programs``.
     """
     tile = TABLE.tiles[kernel, itemsize]
-    columns = min(_power(view.columns), max(1, TABLE.line // itemsize))
-    rows = min(_power(view.rows), max(1, tile.elements // columns))
+    columns = min(power(view.columns), max(1, TABLE.line // itemsize))
+    rows = min(power(view.rows), max(1, tile.elements // columns))
     fixed, along = view.extents(looped or 0)
     fixed_block, looped_block = (rows, columns) if looped else (columns, rows)
-    blocks, steps = _ceil(fixed, fixed_block), _ceil(along, looped_block)
+    blocks, steps = ceil(fixed, fixed_block), ceil(along, looped_block)
     splits = steps
     if whole:
-        splits = min(steps, TABLE.most_splits, _ceil(TABLE.programs, view.samples * blocks))
-        splits = _ceil(steps, _ceil(steps, splits))  # none without work
+        wanted = ceil(TABLE.programs, view.samples * blocks) if each is None else ceil(steps, each)
+        splits = min(steps, TABLE.most_splits, wanted)
+        splits = ceil(steps, ceil(steps, splits))  # none without work
     constants: dict[str, int | bool] = {"ROWS": rows, "COLUMNS": columns, "num_warps": tile.warps, **OPTIONS}
     constants["ALIGN"] = min(16, view.columns & -view.columns)
     constants["WIDE"] = view.rows * view.columns >= WIDE
@@ -120,14 +131,24 @@ def cut(kernel: str, view: View, itemsize: int, looped: int | None, whole: bool 
     return Cut((view.samples * blocks * splits,), blocks, splits, constants)
 
 
+def multiprocessors_and_cache(x: Tensor) -> tuple[int, int]:
+    """Return the number of multiprocessors and the bytes of L2 cache of the device of x; of a small one elsewhere."""
+    if not x.is_cuda:
+        return 1, 1 << 20
+    found = torch.cuda.get_device_properties(x.device)
+    return found.multi_processor_count, found.L2_cache_size
+
+
 def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Make the device of x the one that kernels are launched on; the stream is its current one."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _power(n: int) -> int:
+def power(n: int) -> int:
+    """Round up to a power of two."""
     return 1 << (n - 1).bit_length()
 
 
-def _ceil(n: int, by: int) -> int:
+def ceil(n: int, by: int) -> int:
+    """Divide, rounding up."""
     return -(-n // by)

@@ -34,13 +34,14 @@ def statistics(
     LOOPED: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
+    unit=None,
 ):
     """Write mean, maximum and ties of every index of the fixed axis; their parts, a split each, where splits > 1."""
     FIXED_BLOCK: tl.constexpr = ROWS if LOOPED == 1 else COLUMNS
     LOOPED_BLOCK: tl.constexpr = COLUMNS if LOOPED == 1 else ROWS
     COUNT: tl.constexpr = ties is not None
     fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
-    n, split, first = place(fixed, splits, FIXED_BLOCK)
+    n, split, first = place(unit, fixed, splits, FIXED_BLOCK)
     begin, end = span(looped, split, splits, LOOPED_BLOCK, WIDE)
     f = indices(first, FIXED_BLOCK, WIDE)
     there = tl.expand_dims(f < fixed, LOOPED)
@@ -83,10 +84,11 @@ def combine(
     divisor,
     PARTS_BLOCK: tl.constexpr,
     FIXED_BLOCK: tl.constexpr,
+    unit=None,
 ):
     """Join parts (samples, parts, fixed) in their order; of sums alone where there are no maxima."""
     COUNT: tl.constexpr = counts is not None
-    n, _, first = place(fixed, 1, FIXED_BLOCK)
+    n, _, first = place(unit, fixed, 1, FIXED_BLOCK)
     f = first + tl.arange(0, FIXED_BLOCK)
     total = tl.zeros([PARTS_BLOCK, FIXED_BLOCK], tl.float32)
     best = tl.full([PARTS_BLOCK, FIXED_BLOCK], float("-inf"), tl.float32)
@@ -112,6 +114,83 @@ def combine(
         if COUNT:
             tied = tl.sum(tl.where(best == top[None, :], count, 0.0), 0)
             tl.store(ties + n * ties_sample + f, tied, mask=f < fixed)
+
+
+@triton.jit
+def pool(
+    first,
+    end,
+    x,
+    gate,
+    mean,
+    maximum,
+    sums,
+    maxima,
+    arrived,
+    rows,
+    columns,
+    splits,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOOPED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Write mean and maximum for the units from first to end, beside other programs of the same launch.
+
+    Where the looped axis is split, ``sums`` and ``maxima`` are there for the parts. Who brings the last part of a block
+    joins them: ``arrived`` counts the parts of each block, from 0.
+    """
+    FIXED_BLOCK: tl.constexpr = ROWS if LOOPED == 1 else COLUMNS
+    fixed, looped, _, _ = axes(rows, columns, LOOPED, ALIGN)
+    PARTS: tl.constexpr = sums is not None
+    to_mean = sums if PARTS else mean
+    to_maximum = maxima if PARTS else maximum
+    to_sample = splits * fixed if PARTS else fixed
+    divisor = 1 if PARTS else looped
+    for unit in range(first, end):
+        statistics(
+            x,
+            gate,
+            to_mean,
+            to_maximum,
+            None,
+            rows,
+            columns,
+            looped,
+            to_sample,
+            0,
+            splits,
+            divisor,
+            ROWS,
+            COLUMNS,
+            LOOPED,
+            ALIGN,
+            WIDE,
+            unit,
+        )
+        if PARTS:
+            blocks = tl.cdiv(fixed, FIXED_BLOCK)
+            block = unit // (blocks * splits) * blocks + unit % blocks
+            tl.debug_barrier()
+            if tl.atomic_add(arrived + block, 1, sem="acq_rel") == splits - 1:
+                PARTS_BLOCK: tl.constexpr = ROWS * COLUMNS // FIXED_BLOCK
+                combine(
+                    sums,
+                    maxima,
+                    None,
+                    mean,
+                    maximum,
+                    None,
+                    splits,
+                    fixed,
+                    fixed,
+                    0,
+                    looped,
+                    PARTS_BLOCK,
+                    FIXED_BLOCK,
+                    block,
+                )
 
 
 @triton.jit
@@ -146,7 +225,7 @@ def statistics_backward(
     FIXED_BLOCK: tl.constexpr = ROWS if LOOPED == 1 else COLUMNS
     LOOPED_BLOCK: tl.constexpr = COLUMNS if LOOPED == 1 else ROWS
     fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
-    n, split, first = place(fixed, splits, FIXED_BLOCK)
+    n, split, first = place(None, fixed, splits, FIXED_BLOCK)
     begin, end = span(looped, split, splits, LOOPED_BLOCK, WIDE)
     f = indices(first, FIXED_BLOCK, WIDE)
     there = tl.expand_dims(f < fixed, LOOPED)

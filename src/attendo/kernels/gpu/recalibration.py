@@ -30,10 +30,11 @@ def scale(
     RELU: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
+    unit=None,
 ):
     """Write x times ``across`` (one factor a row) and ``along`` (one a column), plus residual, rectified."""
     columns = columns // ALIGN * ALIGN
-    n, split, first = place(columns, tl.cdiv(rows, ROWS), COLUMNS)
+    n, split, first = place(unit, columns, tl.cdiv(rows, ROWS), COLUMNS)
     i, j = indices(split * ROWS, ROWS, WIDE), indices(first, COLUMNS, WIDE)
     where = n * rows * columns + i[:, None] * columns + j[None, :]
     valid = (i < rows)[:, None] & (j < columns)[None, :]
@@ -79,7 +80,7 @@ def scale_backward(
     FIXED_BLOCK: tl.constexpr = ROWS if LOOPED == 1 else COLUMNS
     LOOPED_BLOCK: tl.constexpr = COLUMNS if LOOPED == 1 else ROWS
     fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
-    n, split, first = place(fixed, splits, FIXED_BLOCK)
+    n, split, first = place(None, fixed, splits, FIXED_BLOCK)
     begin, end = span(looped, split, splits, LOOPED_BLOCK, WIDE)
     f = indices(first, FIXED_BLOCK, WIDE)
     there = tl.expand_dims(f < fixed, LOOPED)

@@ -19,12 +19,13 @@ import triton.language as tl
 
 
 @triton.jit
-def place(fixed, splits, FIXED_BLOCK: tl.constexpr):
-    """Say which sample, split and first index of the fixed axis this program has."""
+def place(unit, fixed, splits, FIXED_BLOCK: tl.constexpr):
+    """Say which sample, split and first index of the fixed axis a unit of work has; None: that of this program."""
+    if unit is None:
+        unit = tl.program_id(0)
     blocks = tl.cdiv(fixed, FIXED_BLOCK)
-    program = tl.program_id(0)
-    rest = program // blocks
-    return (rest // splits).to(tl.int64), rest % splits, program % blocks * FIXED_BLOCK
+    rest = unit // blocks
+    return (rest // splits).to(tl.int64), rest % splits, unit % blocks * FIXED_BLOCK
 
 
 @triton.jit

@@ -13,44 +13,43 @@ struct Shape {
     index elements() const { return samples * channels * positions; }
 };
 
-// The maximum of n numbers `apart` from each other, one by one: the way for those with a NaN among them.
-template <class T>
-inline NumberOf<T> careful_maximum(const T* x, index n, index apart) {
-    NumberOf<T> best = Store<T>::get(x[0]);
-    for (index i = 1; i < n; ++i) best = larger(best, Store<T>::get(x[i * apart]));
+// The maximum of n numbers, one by one: the way for those with a NaN among them.
+template <class T, class X>
+inline NumberOf<T> careful_maximum(X x, index n) {
+    NumberOf<T> best = x.number(0);
+    for (index i = 1; i < n; ++i) best = larger(best, x.number(i));
     return best;
 }
 
 // One channel of the contiguous layout.
-template <class T>
-inline void row_stats(const T* x, index n, NumberOf<T>* sum, NumberOf<T>* maximum) {
-    using S = Store<T>;
+template <class T, class X>
+inline void row_stats(X x, index n, NumberOf<T>* sum, NumberOf<T>* maximum) {
     using V = VectorOf<T>;
     constexpr int L = LANES<T>;
     if (n < L) {
         NumberOf<T> total = 0;
-        for (index i = 0; i < n; ++i) total += S::get(x[i]);
+        for (index i = 0; i < n; ++i) total += x.number(i);
         *sum = total;
-        if (maximum) *maximum = careful_maximum(x, n, 1);
+        if (maximum) *maximum = careful_maximum<T>(x, n);
         return;
     }
-    const V last = S::load(x + n - L);  // overlaps what came before where n is no multiple of L
+    const V last = x.vector(n - L);  // overlaps what came before where n is no multiple of L
     index i = 0;
     V s0 = last_of<T>(last, n % L), s1{}, s2{}, s3{}, m0 = last, m1 = last, m2 = last, m3 = last;
     for (; i + 4 * L <= n; i += 4 * L) {
-        const V a = S::load(x + i), b = S::load(x + i + L), c = S::load(x + i + 2 * L), d = S::load(x + i + 3 * L);
+        const V a = x.vector(i), b = x.vector(i + L), c = x.vector(i + 2 * L), d = x.vector(i + 3 * L);
         s0 += a, s1 += b, s2 += c, s3 += d;
         if (maximum) m0 = quick_larger(m0, a), m1 = quick_larger(m1, b), m2 = quick_larger(m2, c), m3 = quick_larger(m3, d);
     }
     for (; i + L <= n; i += L) {
-        const V a = S::load(x + i);
+        const V a = x.vector(i);
         s0 += a;
         if (maximum) m0 = quick_larger(m0, a);
     }
     const NumberOf<T> total = sum_of<T>((s0 + s1) + (s2 + s3));
     *sum = total;
     if (!maximum) return;
-    *maximum = total == total ? largest_of<T>(quick_larger(quick_larger(m0, m1), quick_larger(m2, m3))) : careful_maximum(x, n, 1);
+    *maximum = total == total ? largest_of<T>(quick_larger(quick_larger(m0, m1), quick_larger(m2, m3))) : careful_maximum<T>(x, n);
 }
 
 template <class T>
@@ -67,39 +66,41 @@ inline NumberOf<T> row_ties(const T* x, index n, NumberOf<T> maximum) {
 }
 
 // Some positions of the channels_last layout: sums and maxima of every channel, written over what was there.
-template <class T>
-inline void block_stats(const T* x, index positions, index channels, NumberOf<T>* sum, NumberOf<T>* maximum) {
-    using S = Store<T>;
+template <class T, class X>
+inline void block_stats(X x, index positions, index channels, NumberOf<T>* sum, NumberOf<T>* maximum) {
     using N = Store<NumberOf<T>>;
     using V = VectorOf<T>;
     constexpr int L = LANES<T>;
     for (index c = 0; c < channels; ++c) {
         sum[c] = 0;
-        if (maximum) maximum[c] = S::get(x[c]);
+        if (maximum) maximum[c] = x.number(c);
     }
     index p = 0;
     for (; p + 4 <= positions; p += 4) {
-        const T *x0 = x + p * channels, *x1 = x0 + channels, *x2 = x1 + channels, *x3 = x2 + channels;
+        const X x0 = x.row(p * channels, p), x1 = x0.row(channels, 1), x2 = x1.row(channels, 1), x3 = x2.row(channels, 1);
         index c = 0;
         for (; c + L <= channels; c += L) {
-            const V a = S::load(x0 + c), b = S::load(x1 + c), d = S::load(x2 + c), e = S::load(x3 + c);
+            const V a = x0.vector(c), b = x1.vector(c), d = x2.vector(c), e = x3.vector(c);
             N::save(sum + c, N::load(sum + c) + ((a + b) + (d + e)));
             if (maximum) N::save(maximum + c, quick_larger(N::load(maximum + c), quick_larger(quick_larger(a, b), quick_larger(d, e))));
         }
         for (; c < channels; ++c) {
-            const NumberOf<T> a = S::get(x0[c]), b = S::get(x1[c]), d = S::get(x2[c]), e = S::get(x3[c]);
+            const NumberOf<T> a = x0.number(c), b = x1.number(c), d = x2.number(c), e = x3.number(c);
             sum[c] += (a + b) + (d + e);
             if (maximum) maximum[c] = quick_larger(maximum[c], quick_larger(quick_larger(a, b), quick_larger(d, e)));
         }
     }
     for (; p < positions; ++p)
         for (index c = 0; c < channels; ++c) {
-            const NumberOf<T> a = S::get(x[p * channels + c]);
+            const NumberOf<T> a = x.row(p * channels, p).number(c);
             sum[c] += a;
             if (maximum) maximum[c] = quick_larger(maximum[c], a);
         }
     for (index c = 0; maximum && c < channels; ++c)
-        if (sum[c] != sum[c] && positions > 0) maximum[c] = careful_maximum(x + c, positions, channels);
+        if (sum[c] != sum[c] && positions > 0) {
+            maximum[c] = x.number(c);
+            for (index i = 1; i < positions; ++i) maximum[c] = larger(maximum[c], x.row(i * channels, i).number(c));
+        }
 }
 
 // Into how many blocks of positions a sample is cut: decided by the shape alone, so that sums do not depend on threads.
@@ -118,7 +119,7 @@ void channel_stats(const T* x, Shape s, Out* mean, Out* maximum, NumberOf<T>* ti
         parallel(threads, ceil_of(rows, together), bytes, [=](index task) {
             for (index row = task * together; row < least(rows, (task + 1) * together); ++row) {
                 Number sum, best;
-                row_stats(x + row * P, P, &sum, maximum ? &best : nullptr);
+                row_stats<T>(Plain<T>{x + row * P}, P, &sum, maximum ? &best : nullptr);
                 if (mean) mean[row] = O::put(sum / Number(P));
                 if (maximum) maximum[row] = O::put(best);
                 if (ties) ties[row] = row_ties(x + row * P, P, best);
@@ -132,7 +133,8 @@ void channel_stats(const T* x, Shape s, Out* mean, Out* maximum, NumberOf<T>* ti
     parallel(threads, s.samples * B, bytes, [=](index task) {
         const index n = task / B, from = least(P, task % B * block), to = least(P, from + block);
         // an empty block repeats the sample's first position with a sum of 0
-        block_stats(x + (n * P + (from < to ? from : 0)) * C, to - from, C, sum + task * C, best ? best + task * C : nullptr);
+        block_stats<T>(Plain<T>{x + (n * P + (from < to ? from : 0)) * C}, to - from, C, sum + task * C,
+                       best ? best + task * C : nullptr);
     });
     for (index n = 0; n < s.samples; ++n)
         for (index b = 1; b < B; ++b)

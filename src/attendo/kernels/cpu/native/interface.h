@@ -27,7 +27,8 @@ struct AttendoTable {
                                  std::int64_t channel_samples, const void* spatial /*?*/, std::int64_t spatial_samples,
                                  const void* out /*?*/, void* gradient /*?*/, void* channel_gradient /*?*/,
                                  void* spatial_gradient /*?*/, void* residual_gradient /*?*/);
-    void (*attention)(const void* call);  // Attention of attention.h
+    void (*attention)(const void* call);           // Attention of attention.h
+    void (*attention_backward)(const void* call);  // AttentionBackward of attention_backward.h
     void (*grouped_conv)(const AttendoShape*, const void* x, const void* weight, std::int64_t outputs, std::int64_t groups,
                          std::int64_t kernel, std::int64_t stride, std::int64_t padding, void* out);
 };

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "attention.h"
+#include "attention_backward.h"
 #include "grouped_conv.h"
 
 namespace attendo {
@@ -92,6 +92,11 @@ static void attention_(const void* call) {
     by_dtype(int(g.dtype), [&](auto* t) { attention<std::remove_pointer_t<decltype(t)>>(g); });
 }
 
+static void attention_backward_(const void* call) {
+    const AttentionBackward& g = *static_cast<const AttentionBackward*>(call);
+    by_dtype(int(g.dtype), [&](auto* t) { attention_backward<std::remove_pointer_t<decltype(t)>>(g); });
+}
+
 static void grouped_conv_(const AttendoShape* s, const void* x, const void* weight, index outputs, index groups, index kernel,
                           index stride, index padding, void* out) {
     const Grouped g = {s->channels, outputs, groups, s->height, s->width, kernel, stride, padding};
@@ -103,7 +108,7 @@ static void grouped_conv_(const AttendoShape* s, const void* x, const void* weig
 
 extern const AttendoTable table;
 const AttendoTable table = {channel_stats_,       channel_stats_backward_, spatial_stats_, spatial_stats_backward_,
-                            recalibrate_,         recalibrate_backward_,   attention_, grouped_conv_};
+                            recalibrate_,         recalibrate_backward_,   attention_, attention_backward_, grouped_conv_};
 
 }  // namespace ATTENDO_ISA
 }  // namespace attendo

@@ -21,8 +21,8 @@ inline void with_flag(bool flag, const F& f) {
 }
 
 // out = x * scale * gates + residual over n consecutive elements; gates and residual only where the flags say so.
-template <bool GATED, bool ADDED, bool RECTIFIED, class T>
-inline void scaled_row(const T* x, NumberOf<T> scale, const NumberOf<T>* gates, const T* residual, T* out, index n) {
+template <bool GATED, bool ADDED, bool RECTIFIED, class T, class X>
+inline void scaled_row(X x, NumberOf<T> scale, const NumberOf<T>* gates, const T* residual, T* out, index n) {
     using S = Store<T>;
     using V = VectorOf<T>;
     using N = Store<NumberOf<T>>;
@@ -30,13 +30,13 @@ inline void scaled_row(const T* x, NumberOf<T> scale, const NumberOf<T>* gates, 
     const V scales = broadcast<V>(scale);
     index i = 0;
     for (; i + L <= n; i += L) {
-        V v = S::load(x + i) * scales;
+        V v = x.vector(i) * scales;
         if (GATED) v = v * N::load(gates + i);
         if (ADDED) v = v + S::load(residual + i);
         S::save(out + i, RECTIFIED ? rectified(v) : v);
     }
     for (; i < n; ++i) {
-        NumberOf<T> v = S::get(x[i]) * scale;
+        NumberOf<T> v = x.number(i) * scale;
         if (GATED) v = v * gates[i];
         if (ADDED) v = v + S::get(residual[i]);
         out[i] = S::put(RECTIFIED ? rectified(v) : v);
@@ -44,9 +44,9 @@ inline void scaled_row(const T* x, NumberOf<T> scale, const NumberOf<T>* gates, 
 }
 
 // Rows [from, to) of one sample: channels of the contiguous layout, positions of the channels_last one.
-// channel: C factors or null; spatial: P factors or null. out may be x.
-template <class T>
-void scaled_rows(const T* x, const Shape& s, index from, index to, const NumberOf<T>* channel, const NumberOf<T>* spatial,
+// channel: C factors or null; spatial: P factors or null. out may be where x comes from.
+template <class T, class X>
+void scaled_rows(X x, const Shape& s, index from, index to, const NumberOf<T>* channel, const NumberOf<T>* spatial,
                  const T* residual, bool relu, T* out) {
     const index row = s.channels_last ? s.channels : s.positions;
     const NumberOf<T>* along = s.channels_last ? channel : spatial;   // varies within a row
@@ -55,8 +55,8 @@ void scaled_rows(const T* x, const Shape& s, index from, index to, const NumberO
         with_flag(residual, [&](auto added) {
             with_flag(relu, [&](auto rectify) {
                 for (index r = from; r < to; ++r)
-                    scaled_row<decltype(gated)::value, decltype(added)::value, decltype(rectify)::value>(
-                        x + r * row, across ? across[r] : 1, along, residual ? residual + r * row : nullptr, out + r * row, row);
+                    scaled_row<decltype(gated)::value, decltype(added)::value, decltype(rectify)::value, T>(
+                        x.row(r * row, r), across ? across[r] : 1, along, residual ? residual + r * row : nullptr, out + r * row, row);
             });
         });
     });
@@ -78,9 +78,9 @@ void recalibrate(const T* x, Shape s, const T* channel, index channel_samples, c
     const index tasks = ceil_of(rows, together);
     parallel(threads, s.samples * tasks, s.elements() * index(sizeof(T)), [=](index task) {
         const index n = task / tasks, from = task % tasks * together;
-        scaled_rows(x + n * s.size(), s, from, least(rows, from + together), c ? c + (channel_samples > 1 ? n * C : 0) : nullptr,
-                    p ? p + (spatial_samples > 1 ? n * P : 0) : nullptr, residual ? residual + n * s.size() : nullptr, relu,
-                    out + n * s.size());
+        scaled_rows<T>(Plain<T>{x + n * s.size()}, s, from, least(rows, from + together),
+                       c ? c + (channel_samples > 1 ? n * C : 0) : nullptr, p ? p + (spatial_samples > 1 ? n * P : 0) : nullptr,
+                       residual ? residual + n * s.size() : nullptr, relu, out + n * s.size());
     });
 }
 

@@ -12,52 +12,45 @@ inline X product(X x, X gate) {
     return Store<T>::round(x * gate);
 }
 
-template <class T>
-inline NumberOf<T> careful_gated_maximum(const T* x, index n, index apart, const NumberOf<T>* gate) {
-    NumberOf<T> best = product<T>(Store<T>::get(x[0]), gate ? gate[0] : 1);
-    for (index i = 1; i < n; ++i) best = larger(best, product<T>(Store<T>::get(x[i * apart]), gate ? gate[i] : 1));
-    return best;
-}
-
 // One tile of positions of one sample, contiguous layout; mean, maximum and ties hold `width` numbers each.
-template <class T>
-inline void tile_stats(const T* x, index C, index P, index width, const NumberOf<T>* gate, NumberOf<T>* mean,
-                       NumberOf<T>* maximum, NumberOf<T>* ties) {
-    using S = Store<T>;
+template <class T, class X>
+inline void tile_stats(X x, index C, index P, index width, const NumberOf<T>* gate, NumberOf<T>* mean, NumberOf<T>* maximum,
+                       NumberOf<T>* ties) {
     using V = VectorOf<T>;
     using Number = NumberOf<T>;
     using N = Store<Number>;
     constexpr int L = LANES<T>;
+    auto gated = [=](index c, index p) { return gate ? product<T>(x.row(c * P, c).number(p), gate[c]) : x.row(c * P, c).number(p); };
     for (index p = 0; p < width; ++p) {
         mean[p] = 0;
-        maximum[p] = gate ? product<T>(S::get(x[p]), gate[0]) : S::get(x[p]);
+        maximum[p] = gated(0, p);
         if (ties) ties[p] = 0;
     }
     index c = 0;
     for (; !ties && c + 4 <= C; c += 4) {
-        const T *x0 = x + c * P, *x1 = x0 + P, *x2 = x1 + P, *x3 = x2 + P;
+        const X x0 = x.row(c * P, c), x1 = x0.row(P, 1), x2 = x1.row(P, 1), x3 = x2.row(P, 1);
         const Number g0 = gate ? gate[c] : 1, g1 = gate ? gate[c + 1] : 1, g2 = gate ? gate[c + 2] : 1,
                      g3 = gate ? gate[c + 3] : 1;
         index p = 0;
         for (; p + L <= width; p += L) {
-            const V a = product<T>(S::load(x0 + p), broadcast<V>(g0)), b = product<T>(S::load(x1 + p), broadcast<V>(g1)),
-                    d = product<T>(S::load(x2 + p), broadcast<V>(g2)), e = product<T>(S::load(x3 + p), broadcast<V>(g3));
+            const V a = product<T>(x0.vector(p), broadcast<V>(g0)), b = product<T>(x1.vector(p), broadcast<V>(g1)),
+                    d = product<T>(x2.vector(p), broadcast<V>(g2)), e = product<T>(x3.vector(p), broadcast<V>(g3));
             N::save(mean + p, N::load(mean + p) + ((a + b) + (d + e)));
             N::save(maximum + p, quick_larger(N::load(maximum + p), quick_larger(quick_larger(a, b), quick_larger(d, e))));
         }
         for (; p < width; ++p) {
-            const Number a = product<T>(S::get(x0[p]), g0), b = product<T>(S::get(x1[p]), g1),
-                         d = product<T>(S::get(x2[p]), g2), e = product<T>(S::get(x3[p]), g3);
+            const Number a = product<T>(x0.number(p), g0), b = product<T>(x1.number(p), g1), d = product<T>(x2.number(p), g2),
+                         e = product<T>(x3.number(p), g3);
             mean[p] += (a + b) + (d + e);
             maximum[p] = quick_larger(maximum[p], quick_larger(quick_larger(a, b), quick_larger(d, e)));
         }
     }
     for (; c < C; ++c) {
-        const T* row = x + c * P;
+        const X row = x.row(c * P, c);
         const Number g = gate ? gate[c] : 1;
         index p = 0;
         for (; p + L <= width; p += L) {
-            const V a = product<T>(S::load(row + p), broadcast<V>(g)), top = N::load(maximum + p);
+            const V a = product<T>(row.vector(p), broadcast<V>(g)), top = N::load(maximum + p);
             N::save(mean + p, N::load(mean + p) + a);
             N::save(maximum + p, larger(top, a));
             if (ties) {
@@ -66,30 +59,31 @@ inline void tile_stats(const T* x, index C, index P, index width, const NumberOf
             }
         }
         for (; p < width; ++p) {
-            const Number a = product<T>(S::get(row[p]), g), top = maximum[p];
+            const Number a = product<T>(row.number(p), g), top = maximum[p];
             mean[p] += a;
             maximum[p] = larger(top, a);
             if (ties) ties[p] = a > top || a != a ? 1 : (a == top ? ties[p] + 1 : ties[p]);
         }
     }
     for (index p = 0; p < width; ++p) {
-        if (mean[p] != mean[p]) maximum[p] = careful_gated_maximum(x + p, C, P, gate);
+        if (mean[p] != mean[p]) {
+            maximum[p] = gated(0, p);
+            for (index i = 1; i < C; ++i) maximum[p] = larger(maximum[p], gated(i, p));
+        }
         mean[p] /= Number(C);
         if (ties && maximum[p] != maximum[p]) ties[p] = 0;
     }
 }
 
 // One position of the channels_last layout.
-template <class T>
-inline void pixel_stats(const T* x, index C, const NumberOf<T>* gate, NumberOf<T>* mean, NumberOf<T>* maximum,
-                        NumberOf<T>* ties) {
-    using S = Store<T>;
+template <class T, class X>
+inline void pixel_stats(X x, index C, const NumberOf<T>* gate, NumberOf<T>* mean, NumberOf<T>* maximum, NumberOf<T>* ties) {
     using V = VectorOf<T>;
     using Number = NumberOf<T>;
     using N = Store<Number>;
     constexpr int L = LANES<T>;
-    auto vector = [=](index c) { return gate ? product<T>(S::load(x + c), N::load(gate + c)) : S::load(x + c); };
-    auto number = [=](index c) { return gate ? product<T>(S::get(x[c]), gate[c]) : S::get(x[c]); };
+    auto vector = [=](index c) { return gate ? product<T>(x.vector(c), N::load(gate + c)) : x.vector(c); };
+    auto number = [=](index c) { return gate ? product<T>(x.number(c), gate[c]) : x.number(c); };
     index c = 0;
     Number sum = 0, best = number(0);
     if (C >= L) {
@@ -104,7 +98,10 @@ inline void pixel_stats(const T* x, index C, const NumberOf<T>* gate, NumberOf<T
         best = largest_of<T>(quick_larger(m0, m1));
     }
     for (; c < C; ++c) sum += number(c), best = quick_larger(best, number(c));
-    if (sum != sum) best = careful_gated_maximum(x, C, 1, gate);
+    if (sum != sum) {
+        best = number(0);
+        for (index i = 1; i < C; ++i) best = larger(best, number(i));
+    }
     *mean = sum / Number(C);
     *maximum = best;
     if (ties) {
@@ -126,12 +123,13 @@ inline index tile_of(const Shape& s) {
     return least(least(tile, TILE), s.positions);
 }
 
-template <class T>
-void tile_of_stats(const T* x, const Shape& s, index from, index width, const NumberOf<T>* gate, NumberOf<T>* mean,
+// x: the source of one sample.
+template <class T, class X>
+void tile_of_stats(X x, const Shape& s, index from, index width, const NumberOf<T>* gate, NumberOf<T>* mean,
                    NumberOf<T>* maximum, NumberOf<T>* ties) {
-    if (!s.channels_last) return tile_stats(x + from, s.channels, s.positions, width, gate, mean, maximum, ties);
+    if (!s.channels_last) return tile_stats<T>(x.row(from, 0), s.channels, s.positions, width, gate, mean, maximum, ties);
     for (index p = 0; p < width; ++p)
-        pixel_stats(x + (from + p) * s.channels, s.channels, gate, mean + p, maximum + p, ties ? ties + p : nullptr);
+        pixel_stats<T>(x.row((from + p) * s.channels, from + p), s.channels, gate, mean + p, maximum + p, ties ? ties + p : nullptr);
 }
 
 // gate: (N, C), or (1, C) with gate_samples = 1, or null. ties: (N, P) or null.
@@ -146,7 +144,7 @@ void spatial_stats(const T* x, Shape s, const T* gate, index gate_samples, T* st
     parallel(threads, s.samples * tiles, s.elements() * index(sizeof(T)), [=](index task) {
         const index n = task / tiles, from = task % tiles * tile, width = least(tile, P - from);
         Number mean[TILE], maximum[TILE];
-        tile_of_stats(x + n * s.size(), s, from, width, factor ? factor + (gate_samples > 1 ? n * C : 0) : nullptr, mean,
+        tile_of_stats<T>(Plain<T>{x + n * s.size()}, s, from, width, factor ? factor + (gate_samples > 1 ? n * C : 0) : nullptr, mean,
                       maximum, ties ? ties + n * P + from : nullptr);
         T *means = stats + n * 2 * P + from, *maxima = means + P;
         for (index p = 0; p < width; ++p) means[p] = S::put(mean[p]), maxima[p] = S::put(maximum[p]);
