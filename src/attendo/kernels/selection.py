@@ -93,6 +93,11 @@ def _gpu_status(primitive: str, off: str) -> Status:
     return Status(primitive, "cuda", REFERENCE if why else "triton", why)
 
 
+def chosen() -> str:
+    """Return the choice of ``use``."""
+    return _chosen
+
+
 def find(x: Tensor) -> Calls | GPUCalls:
     """Return the kernels for the device of x; ``refusal`` has said that there are some."""
     if x.is_cuda:

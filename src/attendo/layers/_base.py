@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -12,6 +13,7 @@ from attendo._registry import Registry
 from attendo.functional import attend, recalibrate
 from attendo.kernels.gates import GateWeights
 from attendo.layers._bare import batch_norm
+from attendo.layers._repeat import Memory
 
 
 class Attention(nn.Module):
@@ -45,6 +47,10 @@ class Gate(Attention):
         if "weights" not in cls.__dict__:  # not inherited: a parent's weights describe the parent's gates
             cls.weights = Gate.weights  # type: ignore[method-assign]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory = Memory()
+
     def weights(self) -> GateWeights | None:
         """Return the tensors that decide the gates now, or None if these are not all there is to it."""
         return None
@@ -74,16 +80,21 @@ class Gate(Attention):
             inplace: see there.
             norm: what x goes through before all this.
         """
+        if not torch.compiler.is_compiling() and (repeat := self._memory.repeat) is not None:
+            out = repeat(x, residual, relu, inplace, norm)
+            if out is not None:
+                return out
         weights = None if "gates" in self.__dict__ else self.weights()
+        before = None if norm is None or weights is None else batch_norm(norm)
+        if weights is not None and (norm is None or before is not None):
+            out = attend(x, weights, residual, relu, inplace, before)
+            if out is not None:
+                self._memory.learn(self, norm, x, weights, before)
+                return out
         if norm is not None:
-            before = None if weights is None else batch_norm(norm)
-            if weights is not None and before is not None:
-                out = attend(x, weights, residual, relu, inplace, before)
-                if out is not None:
-                    return out
-            x, inplace = norm(x), type(norm) is nn.BatchNorm2d and not norm._forward_hooks
-        if weights is not None and (out := attend(x, weights, residual, relu, inplace)) is not None:
-            return out
+            x, inplace = norm(x), type(norm) is nn.BatchNorm2d and not norm._forward_hooks  # what it made is ours
+            if weights is not None and (out := attend(x, weights, residual, relu, inplace)) is not None:
+                return out
         return recalibrate(x, self.gates(x), residual, relu, inplace)
 
 

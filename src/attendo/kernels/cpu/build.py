@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 SOURCES = HERE / "native"
 LIBRARY = HERE / "libattendo_cpu.so.1"
 REASON = HERE / "not_built.txt"
-# Vectors without fast-math: sums keep their order, NaN and infinity their meaning. The sources write vectors out; where the
-# compiler looks for more, it takes twice as long (35 seconds a set, not 19) and nothing measurable gets faster.
+# Vectors without fast-math: sums keep their order, NaN and infinity their meaning. The sources write vectors out; where
+# the compiler looks for more, it takes twice as long (35 seconds a set, not 19) and nothing measurable gets faster.
 FLAGS = (
     *("-std=c++17", "-O3", "-fno-tree-vectorize", "-fPIC", "-fopenmp", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math"),

@@ -24,7 +24,7 @@ class Calls:
 
     def __init__(self, table: library.Table) -> None:
         self.table = {name: getattr(table, name) for name in library.SIGNATURES}
-        self._attention, self._attention_backward = self.table["attention"], self.table["attention_backward"]
+        self.native_attention, self._attention_backward = self.table["attention"], self.table["attention_backward"]
 
     def channel_stats(self, x: Tensor, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, maximum and ties of the maximum over positions, (N, C) each; ties are empty unless asked for."""
@@ -143,7 +143,7 @@ class Calls:
         The tensors of ``weights`` and ``norm`` are contiguous and of the dtype of x.
         """
         out = torch.empty_like(x) if out is None else out
-        self._attention(pack_attention(x, weights, norm, NOTHING, None, residual, relu, out))
+        self.native_attention(pack_attention(x, weights, norm, NOTHING, None, residual, relu, out))
         return out
 
     def attention_kept(
@@ -165,7 +165,7 @@ class Calls:
             ties=None if weights.spatial is None else _numbers(x, samples, height, width),
         )
         out = torch.empty_like(x) if weights.spatial is None else None
-        self._attention(pack_attention(x, weights, norm, kept, None, residual, relu, out))
+        self.native_attention(pack_attention(x, weights, norm, kept, None, residual, relu, out))
         return out, kept
 
     def attention_finished(
@@ -180,7 +180,7 @@ class Calls:
     ) -> Tensor:
         """What ``attention_kept`` left to do: multiply by the gates, add, rectify; spatial is a gate (N, 1, H, W)."""
         out = torch.empty_like(x)
-        self._attention(pack_attention(x, weights, norm, kept, spatial, residual, relu, out))
+        self.native_attention(pack_attention(x, weights, norm, kept, spatial, residual, relu, out))
         return out
 
     def spatial_gradient(
