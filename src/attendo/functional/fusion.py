@@ -51,16 +51,14 @@ def attend(
         match route(x, (residual,), _there(beside)):
             case Route.OPERATOR if x.is_cpu and not _too_few(x) and (norm is None or norm.momentum is not None):
                 return attend_training(x, weights, residual, relu, norm)
-            case Route.KERNEL:
-                weights, norm = weights.contiguous(), None if norm is None else norm.contiguous()
-            case _:
+            case Route.DEFINITION | Route.OPERATOR:
                 return None
     attention = find(x).attention
     if attention is None or weights.norm_momentum is not None or (norm is not None and norm.momentum is not None):
         return None
     out = overwritten(x) if inplace else None
-    before = () if norm is None else (norm,)
-    return attention(x, weights, residual, relu, out, *before)
+    before = () if norm is None else (norm.contiguous(),)
+    return attention(x, weights.contiguous(), residual, relu, out, *before)
 
 
 def _too_few(x: Tensor) -> bool:

@@ -229,7 +229,6 @@ def straight(x: Tensor, residual: Tensor | None, weights: Iterable[Tensor | None
             weight.dtype is not dtype
             or not (type(weight) is nn.Parameter or type(weight) is Tensor)
             or not weight.is_cpu
-            or not weight.is_contiguous()
         ):
             return False
     return True

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from attendo.functional import recalibrate
 from attendo.kernels.gates import GateWeights
-from attendo.layers._base import Gate, check_choice, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_choice
 from attendo.layers.cbam_channel import ChannelGate
 from attendo.layers.cbam_spatial import SpatialGate
 

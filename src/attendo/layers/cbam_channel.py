@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from attendo.functional import channel_stats
 from attendo.kernels.gates import GateWeights
 from attendo.layers._bare import bare_kernel, bare_tensors
-from attendo.layers._base import Gate, check_channels, check_choice, check_odd, hidden_width, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_channels, check_choice, check_odd, hidden_width
 from attendo.layers.eca import adaptive_kernel_size
 
 

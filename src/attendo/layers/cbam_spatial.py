@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from attendo.functional import spatial_stats
 from attendo.kernels.gates import GateWeights
 from attendo.layers._bare import bare_kernel, bare_tensors, batch_norm
-from attendo.layers._base import Gate, check_choice, check_odd, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_choice, check_odd
 
 
 @register("cbam_spatial")

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attendo.layers._base import Gate, hidden_width, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import hidden_width
 
 
 @register("coord")

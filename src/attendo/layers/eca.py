@@ -20,7 +20,8 @@ from attendo._errors import InvalidArgument
 from attendo.functional import channel_mean
 from attendo.kernels.gates import GateWeights
 from attendo.layers._bare import bare_kernel
-from attendo.layers._base import Gate, check_channels, check_odd, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_channels, check_odd
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:

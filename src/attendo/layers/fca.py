@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from attendo._errors import InvalidArgument
-from attendo.layers._base import hidden_width, register
+from attendo.layers._base import register
+from attendo.layers._checks import hidden_width
 from attendo.layers._grid import stretch
 from attendo.layers.se import SqueezeExcitation
 

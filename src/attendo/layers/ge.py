@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from attendo._errors import InvalidArgument
 from attendo.functional import channel_mean
-from attendo.layers._base import Gate, check_channels, check_choice, hidden_width, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_channels, check_choice, hidden_width
 from attendo.layers._grid import stretch
 from attendo.layers._norm import PooledBatchNorm
 

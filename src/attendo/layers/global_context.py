@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from attendo._errors import InvalidArgument
 from attendo.functional import channel_mean, recalibrate
-from attendo.layers._base import Gate, check_choice, hidden_width, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_choice, hidden_width
 
 
 def bottleneck(channels: int, hidden: int, eps: float) -> nn.Sequential:

@@ -22,7 +22,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from attendo._errors import InvalidArgument
 from attendo.functional import grouped_conv, join
 from attendo.layers._bare import bare_kernel
-from attendo.layers._base import AttentionConv, check_channels, check_choice, check_odd, register
+from attendo.layers._base import AttentionConv, register
+from attendo.layers._checks import check_channels, check_choice, check_odd
 from attendo.layers.se import SqueezeExcitation
 
 

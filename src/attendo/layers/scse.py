@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from attendo.functional import recalibrate
-from attendo.layers._base import Gate, check_choice, hidden_width, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_choice, hidden_width
 from attendo.layers.se import SqueezeExcitation
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from attendo.functional import channel_max, channel_mean
 from attendo.kernels.gates import GateWeights
 from attendo.layers._bare import bare_tensors
-from attendo.layers._base import Gate, check_choice, hidden_width, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_choice, hidden_width
 
 
 @register("se")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from attendo._errors import InvalidArgument
-from attendo.layers._base import Gate, check_channels, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_channels
 
 
 @register("simam")

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from attendo._errors import InvalidArgument
 from attendo.functional import channel_mean
-from attendo.layers._base import AttentionConv, check_channels, check_odd, hidden_width, register
+from attendo.layers._base import AttentionConv, register
+from attendo.layers._checks import check_channels, check_odd, hidden_width
 from attendo.layers._norm import PooledBatchNorm
 
 

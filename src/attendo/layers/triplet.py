@@ -13,7 +13,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from attendo.functional import recalibrate
-from attendo.layers._base import Gate, check_channels, check_odd, register
+from attendo.layers._base import Gate, register
+from attendo.layers._checks import check_channels, check_odd
 from attendo.layers.cbam_spatial import SpatialGate
 
 

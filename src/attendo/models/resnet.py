@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from attendo._errors import InvalidArgument
 from attendo.layers import Attention, layer
-from attendo.layers._base import LAYERS, check_choice
+from attendo.layers._base import LAYERS
+from attendo.layers._checks import check_choice
 from attendo.layers.cbam_spatial import SpatialGate
 from attendo.models.spec import NONE, parse_attention
 

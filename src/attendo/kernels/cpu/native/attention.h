@@ -4,36 +4,12 @@
 // memory once. The threads share each step and meet after it.
 #pragma once
 
+#include "attention_calls.h"
 #include "channel_gate.h"
 #include "moments.h"
 
 namespace attendo {
 namespace ATTENDO_ISA {
-
-// One call, as attendo.kernels.cpu.calls packs it. Null pointers: a part that is not there.
-struct Attention {
-    index samples, channels, height, width, dtype, channels_last, threads, relu;
-    const void *x, *residual;
-    void* out;
-    const void *fc1, *fc1_bias, *fc2, *fc2_bias, *conv;  // of ChannelGate
-    const void* spatial;                                 // (2, spatial_kernel, spatial_kernel)
-    const void *norm_weight, *norm_bias, *norm_mean, *norm_var;  // one number each
-    double norm_eps;
-    index hidden, kernel_size, spatial_kernel;
-    index mean, maximum;  // which statistics the channel half sees
-    index maximum_first;  // in the spatial convolution's input
-    // The norm that comes before all this, where it is still to be done: C numbers each. Without mean and variance, those
-    // of the batch count; `norm` takes (4, C) numbers, scale, shift, mean and variance, and `means` (N, C), of x.
-    const void *before_weight, *before_bias, *before_mean, *before_var;
-    double before_eps;
-    index before;
-    void *norm, *means;
-    // What the backward pass needs, in the number computed with. Where there is `stats`, the call ends with them.
-    void *pooled, *raw, *gate;  // as in ChannelGate
-    void *stats, *ties;         // of the positions: (N, 2, P) in dtype, mean first, and (N, P)
-    // The spatial gate (N, P), where it is known: then `gate` and `norm` are too, and only the last step remains.
-    const void* known;
-};
 
 // One row of the spatial convolution over a padded map (2, H + k - 1, stride), its norm folded into scale and shift.
 template <class Number>

@@ -4,55 +4,10 @@
 #pragma once
 
 #include "attention.h"
+#include "factors.h"
 
 namespace attendo {
 namespace ATTENDO_ISA {
-
-// One call, as attendo.kernels.cpu.calls packs it. Null pointers: a part that is not there, a gradient not asked for.
-// "Kept" is what the forward pass left, "number" the number computed with.
-struct AttentionBackward {
-    index samples, channels, height, width, dtype, channels_last, threads;
-    const void *up, *x, *out;                 // out: the result, where it was rectified
-    const void *fc1, *fc2, *conv;             // of ChannelGate
-    const void *norm, *means;                 // kept, of the norm before: it was that of the batch
-    const void *pooled, *raw, *gate;          // kept
-    const void *stats, *ties;                 // kept
-    const void *spatial, *stats_gradient;     // the spatial gate (N, P), and what the statistics it came from hand back
-    void *gradient, *residual_gradient;       // maps
-    void *norm_gradient;                      // (2, C) numbers: weight, bias
-    void *logits_gradient, *raw_gradient, *conv_gradient;  // as in ChannelGate
-    void* spatial_gradient;  // (N, P) numbers; where it is asked for, the call ends with it and residual_gradient
-    double before_eps;
-    index hidden, kernel_size, mean, maximum;
-    index masked;  // residual_gradient has been written
-};
-
-// What a channel contributes to the gradient of an element. gate: its factor on the map. The rest makes the gradient of
-// the map from that of the gated map: times factor, plus flat, plus slope for every step away from centre, plus share
-// for each at the maximum, top.
-template <class T, bool ALONG>
-struct ChannelFactors {
-    Factor<T, ALONG> gate, factor, flat, share, top, slope, centre;
-    ChannelFactors from(index i) const {
-        return {gate.from(i), factor.from(i), flat.from(i), share.from(i), top.from(i), slope.from(i), centre.from(i)};
-    }
-};
-// What a position contributes: its gate, and the gradient through the statistics that it came from.
-template <class T, bool ALONG>
-struct PositionFactors {
-    Factor<T, ALONG> gate, flat, share, top;
-    PositionFactors from(index i) const { return {gate.from(i), flat.from(i), share.from(i), top.from(i)}; }
-};
-
-// The gradient of the map once it is multiplied by the channel gate.
-template <class T, bool SPATIAL, class K, class X, bool A, bool B>
-inline X gated_gradient(K* kind, X up, X x, const ChannelFactors<T, A>& channel, const PositionFactors<T, B>& position, index i) {
-    if constexpr (SPATIAL)
-        return up * position.gate.at(kind, i) + position.flat.at(kind, i) +
-               at(product<T>(x, channel.gate.at(kind, i)), position.top.at(kind, i)) * position.share.at(kind, i);
-    else
-        return up;
-}
 
 // LAST: channels_last. NORMED: the norm before belongs to it.
 template <class T, bool LAST, bool NORMED>

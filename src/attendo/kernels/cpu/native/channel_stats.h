@@ -1,7 +1,7 @@
 // Mean and maximum over positions, one read of the map: (N, C, P) -> (N, C) each, P = H W positions.
 #pragma once
 
-#include "vectors.h"
+#include "rows.h"
 
 namespace attendo {
 namespace ATTENDO_ISA {
