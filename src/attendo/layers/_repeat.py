@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from attendo.kernels import selection
 from attendo.kernels.cpu.calls import Calls
@@ -23,16 +22,7 @@ from attendo.kernels.cpu.packing import NOTHING, pack_attention
 from attendo.kernels.gates import GateWeights, Norm
 
 _values, _address, _dense = dict.values, Tensor.data_ptr, Tensor.is_contiguous
-_grad, _modes, _functions = (
-    torch.is_grad_enabled,
-    torch._C._len_torch_dispatch_stack,
-    torch._C._is_torch_function_mode_enabled,
-)
-_transforms, _trace, _threads = (
-    torch._C._functorch.peek_interpreter_stack,
-    torch._C._get_tracing_state,
-    torch.get_num_threads,
-)
+_grad, _watched, _threads = torch.is_grad_enabled, selection.watched, torch.get_num_threads
 _CALL = Struct("=2q3Q")  # of Attention in native/attention.h what differs from call to call: threads, relu, three maps
 _BEGIN, _END = 48, 48 + _CALL.size
 
@@ -83,9 +73,7 @@ class Repeat:
         self, x: Tensor, residual: Tensor | None, relu: bool, inplace: bool, norm: nn.Module | None
     ) -> Tensor | None:
         """Do the same to x; None if it is not the same."""
-        if _grad() or _modes() or _functions() or selection.chosen() is not self.chosen or norm is not self.norm:
-            return None
-        if _transforms() is not None or _trace() is not None or forward_ad._current_level >= 0:
+        if _grad() or _watched() is not None or selection.chosen() is not self.chosen or norm is not self.norm:
             return None
         if not self._like(x) or not (residual is None or self._like(residual)) or any(self.hooks):
             return None

@@ -5,9 +5,8 @@ Paper: Zhang, Zu, Lu, Zou, Meng, "EPSANet: An Efficient Pyramid Squeeze Attentio
 Code:  https://github.com/murufeng/EPSANet (``variant="official"``)
 
 Deviations of the official code from the paper's text: every branch convolves all input channels, where the text splits
-them among the branches; the branches are concatenated in reverse order (the 9x9 first). ``variant="paper"`` splits and
-keeps the order. In both, one SE is shared by all branches and its gates pass a sigmoid before the softmax, so that with
-four branches each weight lies between 0.11 and 0.48.
+them; the branches are concatenated in reverse order (the 9x9 first). ``variant="paper"`` splits and keeps the order. In
+both, all branches share one SE, whose gates pass a sigmoid before the softmax: of four, each weighs 0.11 to 0.48.
 """
 
 from __future__ import annotations
