@@ -13,12 +13,30 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from attendo.functional.route import symbolic
+from attendo.kernels.gates import GateWeights
 from attendo.layers._bare import hooked
 from attendo.layers._base import Gate
 
 
+class Ungated(Gate):
+    """No attention: a plain block ends in the same call, so that a comparison shows what the attention costs."""
+
+    def gates(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return none."""
+        return ()
+
+    def weights(self) -> GateWeights:
+        """Return none."""
+        return GateWeights()
+
+
 class AttentionBasicBlock(BasicBlock):
     """timm's ``BasicBlock`` with the fused end."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.ungated = (Ungated(),)  # in a tuple, a module is not registered
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, planes, H / stride, W / stride)."""
@@ -28,6 +46,10 @@ class AttentionBasicBlock(BasicBlock):
 
 class AttentionBottleneck(Bottleneck):
     """timm's ``Bottleneck`` with the fused end."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.ungated = (Ungated(),)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 4 planes, H / stride, W / stride)."""
@@ -40,11 +62,12 @@ def _end(block: Any, conv: nn.Module, norm: nn.Module, act: nn.Module, x: Tensor
     """Convolve and normalise, the last of the branch x; recalibrate it, add the shortcut, rectify."""
     gate, drop_path = block.se, block.drop_path
     x = conv(x)
-    if (drop_path is None or not block.training) and _in_one_pass(gate, act):
+    end = block.ungated[0] if gate is None and not _compiled(x) else gate
+    if (drop_path is None or not block.training) and _in_one_pass(end, act):
         if block.downsample is not None:
             shortcut = block.downsample(shortcut)
         ours = type(conv) is nn.Conv2d and not conv._forward_hooks  # nobody else may have what it made
-        return gate.recalibrate(x, shortcut, relu=True, inplace=ours, norm=norm)
+        return end.recalibrate(x, shortcut, relu=True, inplace=ours, norm=norm)
     x = norm(x)
     if gate is not None:
         x = gate(x)
@@ -55,6 +78,11 @@ def _end(block: Any, conv: nn.Module, norm: nn.Module, act: nn.Module, x: Tensor
     # in place, as in timm, but for attention: a backward hook on it does not stand its result being changed
     x = x.add_(shortcut) if gate is None else x + shortcut
     return act(x)
+
+
+def _compiled(x: Tensor) -> bool:
+    """Whether somebody writes down what happens, who fuses a plain end himself or looks for its modules."""
+    return torch.compiler.is_compiling() or symbolic(x)
 
 
 def _in_one_pass(gate: Any, act: nn.Module) -> bool:
