@@ -577,3 +577,11 @@ def test_weights_come_from_the_hub_through_its_client(tmp_path, monkeypatch):
 def test_the_places_of_state_dicts_are_looked_for_in_order():
     inner = {"weight": torch.ones(1)}
     assert reading.flat({"model": {"weight": torch.zeros(1)}, "state_dict": inner}, "x") == inner
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", b"\x80", b"PK\x03\x04 a zip no more", bytes(range(256))], ids=len)
+def test_bytes_that_are_no_checkpoint_are_refused(content, tmp_path):
+    path = tmp_path / "junk.pth"
+    path.write_bytes(content)
+    with pytest.raises(attendo.AttendoError, match=r"junk\.pth: (cannot be read|refused)"):
+        attendo.load_weights(None, path)

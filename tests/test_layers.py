@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import attendo
+from attendo._errors import InvalidArgument
 from conftest import SHARED
 from rows import ROWS, Row
 
@@ -582,3 +583,11 @@ def test_ge_in_timms_reading_slides_its_kernel_and_has_no_relu_before_the_mlp():
     conv, norm = layer.gather
     z = layer.mlp(norm(F.conv2d(x, conv.weight, padding=(2, 4), groups=64)))
     torch.testing.assert_close(layer.gates(x)[0], torch.sigmoid(z))
+
+
+@pytest.mark.parametrize("name", ["se", "cbam", "cbam_channel"])
+@pytest.mark.parametrize("shape", [(2, 32, 5, 5), (64, 5, 5)], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_map_of_another_shape_is_refused_by_its_shape(name, shape, grad):
+    with torch.set_grad_enabled(grad), pytest.raises(InvalidArgument, match=r"\(N, 64, H, W\)"):
+        attendo.layer(name, 64)(torch.randn(shape))

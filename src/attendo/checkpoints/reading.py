@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def locate(source: str | Path, progress: Progress | None = None) -> Path:
     return path
 
 
+# what torch.load was seen to raise on bytes that are no file of its own
+_DAMAGED = (
+    *(RuntimeError, EOFError, ValueError, LookupError, OSError, AttributeError, TypeError, AssertionError),
+    *(struct.error, OverflowError),
+)
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file: safetensors, or what ``torch.save`` wrote, without unpickling objects.
 
@@ -75,7 +83,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: refused ({detail}): reading it would run code that it carries; files here hold tensors and plain "
             f"values only. If you trust it, load it yourself and pass its state dict."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, IndexError, AttributeError, TypeError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); it is no file of safetensors or torch.save, or "
             f"a damaged one. Copy or download it again."

@@ -10,8 +10,10 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from attendo._registry import Registry
 from attendo.functional import attend, recalibrate
+from attendo.functional.route import symbolic
 from attendo.kernels.gates import GateWeights
 from attendo.layers._bare import batch_norm
+from attendo.layers._checks import check_map
 from attendo.layers._repeat import Memory
 
 
@@ -84,6 +86,8 @@ class Gate(Attention):
             if out is not None:
                 return out
         weights = None if "gates" in self.__dict__ else self.weights()
+        if weights is not None and weights.fc1 is not None and not symbolic(x):
+            check_map(x, weights.fc1.shape[1], type(self).__name__)
         before = None if norm is None or weights is None else batch_norm(norm)
         if weights is not None and (norm is None or before is not None):
             out = attend(x, weights, residual, relu, inplace, before)

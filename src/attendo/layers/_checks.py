@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from attendo._errors import InvalidArgument
+
+
+def check_map(x: Tensor, channels: int, asked_by: str) -> None:
+    """Raise InvalidArgument unless x is (N, channels, H, W)."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise InvalidArgument(
+            f"{asked_by}: a map of shape {tuple(x.shape)}; this layer was built for maps (N, {channels}, H, W). "
+            f"Build it with the channels of the map."
+        )
 
 
 def check_channels(channels: int, asked_by: str) -> None:
