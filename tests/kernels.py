@@ -4,11 +4,15 @@ A set of kernels is an object with the methods of ``attendo.kernels.cpu.calls.Ca
 case, forward and all gradients. Kernels compute in float32 (float64 for float64) and round once, the definition rounds
 after each step: it is evaluated in the kernels' number on the same values. The one rounding in between that counts is
 that of the gated map, on which the ties of its maximum depend.
+
+The gradients of a whole attention jump where two numbers tie or one passes 0. There the definition, in float64, decides
+on the numbers that the kernels kept, once these are seen to be its own but for rounding.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +20,13 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 import attendo
-from attendo import kernels
+from attendo import functional, kernels
 from attendo.functional import definition
+from attendo.kernels.cpu.packing import NOTHING, Kept
+from attendo.kernels.gates import GateWeights, Norm
 from attendo.layers._base import Gate
 from attendo.layers.cbam import CBAM
 
@@ -55,12 +62,13 @@ def number_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def close(got: Tensor, want: Tensor, terms: int = 1) -> None:
+def close(got: Tensor, want: Tensor, terms: int = 1, stored: float = 0) -> None:
     """Equal within the tolerance of its dtype; NaN equals NaN.
 
-    ``terms`` is how many numbers of about 1 were summed on the way.
+    ``terms`` is how many numbers of about 1 were summed on the way, ``stored`` the size of those that were rounded to
+    the dtype on the way.
     """
-    absolute = TOLERANCE[number_of(got.dtype)] * math.sqrt(terms)
+    absolute = TOLERANCE[number_of(got.dtype)] * math.sqrt(terms) + TOLERANCE[got.dtype] * stored
     want = want.detach().to(got.dtype)
     torch.testing.assert_close(got, want, rtol=TOLERANCE[got.dtype], atol=absolute, equal_nan=True)
 
@@ -159,12 +167,24 @@ def cases(
     )
 
 
+class Taken(torch.autograd.Function):
+    """Go on with the kernels' own numbers, which maxima and ReLUs decide on; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, own: Tensor) -> Tensor:
+        return own.to(x.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
+        return up, None
+
+
 class Stored(torch.autograd.Function):
     """Round to what a dtype can store; the gradient passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.to(dtype).to(x.dtype)
+        return x.to(number_of(dtype)).to(dtype).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
@@ -258,12 +278,17 @@ def check_recalibrate(calls: Any, case: Case) -> None:
 
 @dataclass(frozen=True)
 class Attention:
-    """A whole attention in one call: a layer, how strong its weights are, and the case it meets."""
+    """A whole attention in one call: a layer, how strong its weights are, and the case it meets.
+
+    ``before`` is the norm before it: None, "fixed" (running statistics count), "batch" (the batch's own do).
+    """
 
     case: Case
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
     strength: float = 0.3
+    before: str | None = None
+    affine: bool = True
 
     def layer(self) -> Gate:
         """The layer, in eval mode, of the dtype and on the device of the case."""
@@ -275,11 +300,21 @@ class Attention:
                 tensor.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else drawn)
         return layer.to(self.case.device, self.case.dtype)
 
+    def norm(self) -> Norm | None:
+        """The norm before it: of its weights every fourth is 0, so that all positions tie, and some are negative."""
+        if self.before is None:
+            return None
+        weight, bias, mean, var = (self.case.tensor(f"norm {i}", (self.case.shape[1],)) for i in range(4))
+        weight[1::4] = 0
+        affine = (weight, bias) if self.affine else (None, None)
+        return Norm(*affine, mean, var.abs() + 0.5, 1e-5, *((0.1, torch.tensor(2)) if self.before == "batch" else ()))
+
 
 @st.composite
-def attentions(draw: st.DrawFn, **space: Any) -> Attention:
+def attentions(draw: st.DrawFn, befores: tuple[str | None, ...] = (None,), **space: Any) -> Attention:
     """Draw whole attentions with every setting that one call can take; ``space`` as of ``cases``."""
     case = draw(cases(**space))
+    before, affine = draw(st.sampled_from(befores)), draw(st.sampled_from((True, True, False)))
     name = draw(st.sampled_from(("se", "eca", "cbam_channel", "cbam_spatial", "cbam")))
     sizes = st.sampled_from((1, 3, 5, 7))
     settings: dict[str, Any] = {}
@@ -295,7 +330,7 @@ def attentions(draw: st.DrawFn, **space: Any) -> Attention:
     if name in ("cbam_spatial", "cbam"):
         settings |= {"spatial_kernel": draw(sizes), "variant": draw(st.sampled_from(("official", "paper")))}
         settings |= {"spatial_norm": draw(st.booleans()), "max_first": draw(st.booleans())}
-    return Attention(case, name, tuple(settings.items()), draw(st.sampled_from((0.3, 0.3, 30.0))))
+    return Attention(case, name, tuple(settings.items()), draw(st.sampled_from((0.3, 0.3, 30.0))), before, affine)
 
 
 def attention_defined(layer: Gate, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
@@ -313,23 +348,164 @@ def attention_defined(layer: Gate, x: Tensor, residual: Tensor | None, relu: boo
 
 def check_attention(calls: Any, attention: Attention) -> None:
     """A whole attention in one call equals its gates and products, out of place and in place."""
-    case, layer = attention.case, attention.layer()
+    case, layer, norm = attention.case, attention.layer(), attention.norm()
     x, residual = case.map("x"), case.map("residual") if case.residual else None
     weights = layer.weights()
     assert weights is not None
-    want, before = attention_defined(layer, x, residual, case.relu), x.clone()
-    out = calls.attention(x, weights, residual, case.relu)
+    mapped = x if norm is None else check_norm(calls, x, norm)
+    want, given = attention_defined(layer, mapped, residual, case.relu), x.clone()
+    before = () if norm is None else (norm,)
+    out = calls.attention(x, weights, residual, case.relu, None, *before)
     close(out, want, terms=int(100 * max(1, attention.strength) ** 2))
     assert out.stride() == x.stride()
-    same(x, before)
+    same(x, given)
     inside = x.clone()
-    assert calls.attention(inside, weights, residual, case.relu, inside).data_ptr() == inside.data_ptr()
+    assert calls.attention(inside, weights, residual, case.relu, inside, *before).data_ptr() == inside.data_ptr()
     same(inside, out)
+
+
+def check_norm(calls: Any, x: Tensor, norm: Norm) -> Tensor:
+    """What the norm before an attention makes of the map is the definition's; returns it as the kernels round it."""
+    _, kept = calls.attention_kept(x, GateWeights(), norm, None, False)
+    gate = torch.ones_like(x[:, :1]).contiguous()
+    stored = calls.attention_finished(x, GateWeights(), norm, NOTHING._replace(norm=kept.norm), gate, None, False)
+    want, mean, var = normed(x.double(), norm)
+    scale, shift, *found = kept.norm
+    if norm.momentum is not None:
+        for got, statistic in zip(found, (mean, var), strict=True):
+            close(got, statistic, terms=100)
+    # a channel that hardly varies is made large, and what its mean was off with it
+    close(stored, want, terms=int(4 + 4 * finite(shift) ** 2 + 4 * finite(scale) ** 2))
+    return stored
+
+
+def finite(tensor: Tensor) -> float:
+    """The largest absolute value that is finite; 0 without any."""
+    return tensor.detach().abs().nan_to_num(0, 0, 0).max().item() if tensor.numel() else 0.0
+
+
+def normed(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition of a norm in the number of x, and the mean and variance (of the batch, not unbiased) it took."""
+    weight, bias, mean, var = (None if tensor is None else tensor.to(x.dtype) for tensor in norm[:4])
+    batch = norm.momentum is not None
+    found = (x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3), correction=0)) if batch else (mean, var)
+    out = F.batch_norm(x, *((None, None) if batch else (mean, var)), weight, bias, batch, eps=norm.eps)
+    return out, *found
+
+
+def attention_decided(
+    x: Tensor, weights: GateWeights, norm: Norm | None, stored: Tensor | None, kept: Kept, dtype: torch.dtype
+) -> Tensor:
+    """The definition of an attention in the number of x, deciding on what the kernels kept; that is checked on the way.
+
+    Args:
+        x: the map, all its numbers representable in ``dtype``.
+        weights: in the same number, as is ``norm``.
+        norm: before it, with the batch's statistics.
+        stored: what that makes of the map, as the kernels round it.
+        kept: by the kernels.
+        dtype: in which maps and statistics of positions are stored.
+    """
+    exact = x if norm is None else normed(x, norm)[0]
+    x = x if stored is None else Taken.apply(exact, stored)
+    if kept.gate is not None:
+        pools = {"mean": lambda: definition.channel_mean(exact), "maximum": lambda: definition.channel_max(x)}
+        pooled = torch.stack([pool() for name, pool in pools.items() if getattr(weights, name)], 1)
+        close(kept.pooled, pooled, terms=100)
+        if weights.maximum:
+            same(kept.pooled[:, -1], pooled[:, -1])
+        if weights.fc1 is not None:
+            raw = F.linear(pooled, weights.fc1, weights.fc1_bias)
+            close(kept.raw, raw, terms=1000)
+            logits = F.linear(Taken.apply(raw, kept.raw).relu(), weights.fc2, weights.fc2_bias)
+        else:
+            size = weights.conv.shape[-1]
+            logits = F.conv1d(pooled.flatten(0, 1)[:, None], weights.conv, padding=size // 2).view_as(pooled)
+        gate = torch.sigmoid(logits.sum(1))
+        close(kept.gate, gate, terms=1000)
+        gate = Taken.apply(gate, kept.gate)[:, :, None, None]
+        gated = Stored.apply(x * gate, dtype)
+        x = x * gate
+    else:
+        gated = x
+    if weights.spatial is None:
+        return x
+    stats = definition.spatial_stats(gated)
+    close(kept.stats[:, 0], stats[:, 0])
+    same(kept.stats[:, 1], stats[:, 1])
+    logits = Stored.apply(definition.convolve(Stored.apply(stats, dtype), weights), dtype)
+    spatial = torch.sigmoid(Stored.apply(definition.normalise(logits, weights), dtype))
+    return x * Stored.apply(spatial, dtype)
+
+
+def check_gradients(name: str, calls: Any, attention: Attention) -> None:
+    """A whole attention in training, by the kernels of that name: its result, every gradient, running statistics."""
+    narrow = attention.case.dtype == torch.bfloat16
+    if narrow:  # logits of about 30 would be rounded to eighths, and a norm of logits makes that any size
+        attention = dataclasses.replace(attention, strength=0.3)
+    case, layer, norm = attention.case, attention.layer().train(not narrow), attention.norm()
+    weights = layer.weights()
+    assert weights is not None
+    leaves = {"x": case.map("x"), "residual": case.map("residual") if case.residual else None}
+    leaves |= {"weight": None, "bias": None} if norm is None else {"weight": norm.weight, "bias": norm.bias}
+    leaves |= {key: value for key, value in weights._asdict().items() if isinstance(value, torch.nn.Parameter)}
+    leaves = {key: tensor.detach().requires_grad_() for key, tensor in leaves.items() if tensor is not None}
+    mine = weights._replace(**{key: leaves[key] for key in leaves if key in weights._fields})
+    mine_norm = None if norm is None else norm._replace(weight=leaves.get("weight"), bias=leaves.get("bias"))
+    wide = {key: tensor.detach().double().requires_grad_() for key, tensor in leaves.items()}
+    running = {key: getattr(weights, key) for key in ("norm_mean", "norm_var")}
+    running = {key: None if tensor is None else tensor.double() for key, tensor in running.items()}
+    theirs = weights._replace(**running, **{key: wide[key] for key in wide if key in weights._fields})
+    theirs_norm = None if norm is None else norm._replace(weight=wide.get("weight"), bias=wide.get("bias"))
+
+    x = leaves["x"].detach()
+    stored = None if norm is None else check_norm(calls, x, norm)
+    _, kept = calls.attention_kept(x, weights, norm, None, False)
+    sums = attention_decided(wide["x"], theirs, theirs_norm, stored, kept, case.dtype)
+    sums = sums + wide["residual"] if case.residual else sums
+    with kernels.use(name):
+        out = functional.attend(leaves["x"], mine, leaves.get("residual"), case.relu, norm=mine_norm)
+    assert out is not None
+    terms = int(1000 * max(1, attention.strength) ** 2) + x.numel()
+    close(out, sums.relu() if case.relu else sums, terms, stored=finite(sums))
+    assert out.stride() == x.stride()
+
+    up = case.map("up")
+    with kernels.use(name):
+        found = torch.autograd.grad(out, list(leaves.values()), up)
+    passed = torch.where(out <= 0, 0, up) if case.relu else up
+    wants = torch.autograd.grad(sums, list(wide.values()), passed.double())
+    for key, got, want in zip(leaves, found, wants, strict=True):
+        if key.startswith(("conv", "spatial", "norm_")) and not want.isfinite().all():
+            continue  # the padding times infinity is NaN for some of PyTorch's convolutions and not for others
+        if key.startswith(("spatial", "norm_")) and narrow:
+            continue  # between the passes PyTorch sums these up in bfloat16
+        assert torch.equal(got.isfinite(), want.isfinite()), key
+        close(got.nan_to_num(0, 0, 0), want.nan_to_num(0, 0, 0), terms, stored=8 * max(narrow, finite(want)))
+
+
+def kept_and_gradients(calls: Any, attention: Attention) -> dict[str, Tensor]:
+    """What the functions for training compute, from a spatial gate and a gradient of its statistics that are drawn."""
+    case, weights, norm = attention.case, attention.layer().weights(), attention.norm()
+    x, up, residual = case.map("x"), case.map("up"), case.map("residual")
+    samples, _, height, width = x.shape
+    norm = None if norm is None or norm.momentum is None else norm  # a fixed one has no gradients of its own
+    out, kept = calls.attention_kept(x, weights, norm, residual, True)
+    found = {f"kept {name}": tensor for name, tensor in kept._asdict().items()}
+    position, masked = (None, None), None
+    if kept.stats is not None:
+        spatial = case.tensor("spatial", (samples, 1, height, width))
+        position = spatial, case.tensor("up", (samples, 2, height, width))
+        out = calls.attention_finished(x, weights, norm, kept, spatial, residual, True)
+        found["gradient of the spatial gate"], masked = calls.spatial_gradient(up, x, out, weights, kept, True)
+    gradients = calls.attention_backward(up, x, out, weights, norm, kept, position, masked, (True, True))
+    found |= {"out": out} | {f"gradient of {name}": tensor for name, tensor in gradients._asdict().items()}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def outputs(calls: Any, attention: Attention) -> dict[str, Tensor]:
     """Everything that every function of a set of kernels computes for one case."""
-    case, layer = attention.case, attention.layer()
+    case, layer, norm = attention.case, attention.layer(), attention.norm()
     x, up, residual, (channel, spatial) = case.map("x"), case.map("up"), case.map("residual"), case.gates()
     samples, channels, height, width = x.shape
     mean, maximum, count = calls.channel_stats(x, ties=True)
@@ -345,6 +521,9 @@ def outputs(calls: Any, attention: Attention) -> dict[str, Tensor]:
         "recalibrate": out,
         "attention": calls.attention(x, layer.weights(), residual, True),
     }
+    if norm is not None:
+        found["attention with a norm"] = calls.attention(x, layer.weights(), residual, True, None, norm)
+    found |= kept_and_gradients(calls, attention)
     backward = calls.spatial_stats_backward(stats_up, x, channel, stats, ties)
     gradients = calls.recalibrate_backward(up, x, channel, spatial, out, (True,) * 4)
     found |= {f"spatial_stats_backward {i}": tensor for i, tensor in enumerate(backward) if tensor is not None}

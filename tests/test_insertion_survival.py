@@ -60,7 +60,8 @@ def test_a_hook_registered_on_an_unpickled_network_does_not_take_the_place_of_ou
     for module in model.modules():  # in a new process their numbers begin at 0 again
         for number in range(3):
             module._forward_hooks[number] = lambda module, args, output: None
-    assert torch.equal(model(images()), want)
+    # hooks on a norm keep it out of the block's one call, which rounds otherwise
+    torch.testing.assert_close(model(images()), want, rtol=1e-5, atol=1e-6)
 
 
 @every_kind

@@ -169,13 +169,14 @@ for name in library.SETS:
             check_spatial_stats(calls, case)
         check_channel_stats(calls, case)
         mechanism, settings = attentions[i % 5]
-        check_attention(calls, Attention(case, mechanism, settings))
+        check_attention(calls, Attention(case, mechanism, settings, before=(None, "fixed")[i % 2]))
+        outputs(calls, Attention(case, mechanism, settings, before=(None, "batch", "fixed")[i % 3]))
     for layout in layouts:
         check_attention(calls, Attention(Case((3, 32, 130, 130), layout=layout), "cbam"))
-        for kernel, groups, inputs, outputs, stride, size in CONVOLUTIONS:
+        for kernel, groups, inputs, results, stride, size in CONVOLUTIONS:
             for dtype in DTYPES:
                 x = torch.randn(2, groups * inputs, *size).to(dtype).contiguous(memory_format=layout)
-                weight = torch.randn(groups * outputs, inputs, kernel, kernel).to(dtype)
+                weight = torch.randn(groups * results, inputs, kernel, kernel).to(dtype)
                 calls.grouped_conv(x, weight, stride, groups)
 print("clean")
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 
 from attendo.kernels.cpu import build, library
 from attendo.kernels.cpu.calls import Calls
@@ -22,6 +22,7 @@ from kernels import (
     cases,
     check_attention,
     check_channel_stats,
+    check_gradients,
     check_recalibrate,
     check_spatial_stats,
     outputs,
@@ -33,11 +34,15 @@ LAST = torch.channels_last
 
 
 @pytest.fixture(scope="module", params=library.SETS)
-def calls(request) -> Calls:
-    table = library.table(request.param)
-    if table is None:
+def name(request) -> str:
+    if library.table(request.param) is None:
         pytest.skip(library.missing() or f"this machine does not run {request.param}")
-    return Calls(table)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def calls(name) -> Calls:
+    return Calls(library.table(name))
 
 
 @pytest.fixture
@@ -83,6 +88,33 @@ def test_a_whole_attention_in_one_call_is_its_gates_and_products(calls, attentio
     check_attention(calls, attention)
 
 
+@moderate
+@given(attention=attentions(befores=("fixed",)))
+@example(attention=Attention(Case((3, 16, 7, 7), spoilt=("x", float("inf"))), "cbam_channel", before="fixed"))
+def test_a_norm_with_fixed_statistics_joins_the_attention_behind_it(calls, attention):
+    check_attention(calls, attention)
+
+
+@moderate
+@given(attention=attentions(befores=(None, "batch"), largest=1 << 14))
+@example(attention=Attention(Case((2, 16, 7, 7), values="few", relu=True), "cbam", before="batch"))
+@example(attention=Attention(Case((2, 8, 7, 7), torch.float64, LAST, residual=True), "cbam_spatial", before="batch"))
+@example(attention=Attention(Case((1, 16, 5, 5), torch.float64, values="rectified"), "cbam_channel", before="batch"))
+def test_gradients_of_a_whole_attention_are_the_definitions(name, calls, attention):
+    samples, _, height, width = attention.case.shape
+    assume(samples * height * width > 1)  # of one number a norm takes no statistics
+    check_gradients(name, calls, attention)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
+@pytest.mark.parametrize("mechanism", ["se", "eca", "cbam"])
+def test_gradients_of_a_batch_larger_than_the_cache_come_in_chunks_too(name, calls, layout, mechanism):
+    # six samples in a chunk, and one is left for the last
+    case = Case((7, 32, 75, 72), layout=layout, residual=True, relu=True)
+    assert 6 * case.map("x")[0].nbytes <= build.CHUNK < 7 * case.map("x")[0].nbytes
+    check_gradients(name, calls, Attention(case, mechanism))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
 @pytest.mark.parametrize("samples", [5, 4], ids=["an odd chunk last", "even chunks"])
@@ -105,8 +137,11 @@ def test_a_sample_larger_than_the_cache_is_a_chunk_of_its_own(calls, layout, sam
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
 @pytest.mark.parametrize("shape", [(1, 40, 37, 35), (3, 18, 31, 33), (9, 20, 13, 11)], ids=str)
-def test_results_do_not_depend_on_the_number_of_threads_or_on_the_run(calls, dtype, layout, shape, threads):
-    attention = Attention(Case(shape, dtype, layout), "cbam")
+@pytest.mark.parametrize(("mechanism", "before"), [("cbam", None), ("eca", "batch")])
+def test_results_do_not_depend_on_the_number_of_threads_or_on_the_run(
+    calls, dtype, layout, shape, mechanism, before, threads
+):
+    attention = Attention(Case(shape, dtype, layout), mechanism, before=before)
     assert attention.case.map("x").nbytes > 65536 // (2 if dtype == torch.bfloat16 else 1)  # less stays on one thread
     torch.set_num_threads(1)
     want = outputs(calls, attention)
@@ -119,10 +154,14 @@ def test_results_do_not_depend_on_the_number_of_threads_or_on_the_run(calls, dty
 @pytest.mark.parametrize("count", [1, 2])
 def test_two_python_threads_may_call_at_once(calls, count, threads):
     torch.set_num_threads(count)
-    drawn = [Attention(Case((3, 16 + i, 31, 33), values="few" if i % 2 else "normal"), "cbam") for i in range(4)]
+    norms = (None, "batch", "fixed", "batch")
+    drawn = [
+        Attention(Case((3, 16 + i, 31, 33), values="few" if i % 2 else "normal"), "cbam", before=before)
+        for i, before in enumerate(norms)
+    ]
     want = [outputs(calls, attention) for attention in drawn]
     with ThreadPoolExecutor(2) as pool:
-        got = list(pool.map(lambda attention: outputs(calls, attention), drawn * 8))
+        got = list(pool.map(lambda attention: outputs(calls, attention), drawn * 4))
     for i, found in enumerate(got):
         for name, tensor in found.items():
             same(tensor, want[i % 4][name])
@@ -131,7 +170,7 @@ def test_two_python_threads_may_call_at_once(calls, count, threads):
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_number_of_threads_is_the_one_that_torch_was_told(calls, count, threads):
-    attention = Attention(Case((9, 32, 28, 28)), "cbam")
+    attention = Attention(Case((9, 32, 28, 28)), "cbam", before="batch")
     grown = []
 
     def call() -> None:

@@ -53,18 +53,18 @@ class _Attention(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         weights = GateWeights._make((*tensors, *rest)).contiguous()
-        calls, norm = _calls(x), None if norm is None else norm.contiguous()
-        out, kept = calls.attention_kept(x, weights, norm, residual, relu)
+        calls, before = cast(Calls, find(x)), None if norm is None else norm.contiguous()
+        out, kept = calls.attention_kept(x, weights, before, residual, relu)
         spatial: tuple[Tensor, ...] = ()
         if kept.stats is not None:
             with _as_they_are():
                 spatial = _spatial_gate(kept.stats, weights)
-            out = calls.attention_finished(x, weights, norm, kept, spatial[0], residual, relu)
+            out = calls.attention_finished(x, weights, before, kept, spatial[0], residual, relu)
         if norm is not None and kept.norm is not None:
             _follow(norm, kept.norm, x.numel() // x.shape[1])
         if weights.norm_momentum is not None:  # the next batch changes them, and no gradient depends on them
             tensors = weights._replace(norm_mean=None, norm_var=None).tensors()
-        ctx.relu, ctx.rest = relu, rest
+        ctx.relu, ctx.rest, ctx.calls = relu, rest, calls  # another set rounds otherwise, and ties depend on it
         ctx.norm = None if norm is None else (norm.eps, norm.momentum)
         ctx.save_for_backward(x, out if relu else None, weight, bias, *tensors, *kept, *spatial)
         return cast(Tensor, out)
@@ -89,7 +89,7 @@ class _Attention(torch.autograd.Function):
         weights, norm = GateWeights._make((*tensors, *ctx.rest)).contiguous(), norm_of(weight, bias)
         needed = dict(zip(_NAMES, of_tensors[2:], strict=True))
         up = up.contiguous(memory_format=layout_of(x))
-        calls, masked, residual = _calls(x), of_residual and ctx.relu, None
+        calls, masked, residual = ctx.calls, of_residual and ctx.relu, None
         gradients: dict[str, Tensor | None] = {}
         position: tuple[Tensor | None, Tensor | None] = None, None
         if kept.stats is not None:
@@ -121,10 +121,6 @@ def _follow(norm: Norm, found: Tensor, size: int) -> None:
     norm.var.lerp_((var * (size / (size - 1))).to(norm.var.dtype), momentum)
     if norm.batches is not None:
         norm.batches.add_(1)
-
-
-def _calls(x: Tensor) -> Calls:
-    return cast(Calls, find(x))
 
 
 def _as(gradient: Tensor | None, weight: Tensor | None) -> Tensor | None:

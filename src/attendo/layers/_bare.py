@@ -18,6 +18,12 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
+def fresh(module: nn.Module) -> bool:
+    """Whether what a convolution or a batch norm returns is a tensor that nobody else has."""
+    kinds = nn.Conv2d, nn.BatchNorm2d
+    return type(module) in kinds and not module._forward_hooks and "forward" not in module.__dict__
+
+
 def bare_tensors(module: nn.Module | None) -> tuple[Tensor | None, Tensor | None] | None:
     """Return weight and bias of a module that does what they say and nothing more.
 

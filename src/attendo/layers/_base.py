@@ -12,7 +12,7 @@ from attendo._registry import Registry
 from attendo.functional import attend, recalibrate
 from attendo.functional.route import symbolic
 from attendo.kernels.gates import GateWeights
-from attendo.layers._bare import batch_norm
+from attendo.layers._bare import batch_norm, fresh
 from attendo.layers._checks import check_map
 from attendo.layers._repeat import Memory
 
@@ -95,7 +95,7 @@ class Gate(Attention):
                 self._memory.learn(self, norm, x, weights, before)
                 return out
         if norm is not None:
-            x, inplace = norm(x), type(norm) is nn.BatchNorm2d and not norm._forward_hooks  # what it made is ours
+            x, inplace = norm(x), fresh(norm)
             if weights is not None and (out := attend(x, weights, residual, relu, inplace)) is not None:
                 return out
         return recalibrate(x, self.gates(x), residual, relu, inplace)

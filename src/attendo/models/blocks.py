@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from attendo.functional.route import symbolic
 from attendo.kernels.gates import GateWeights
-from attendo.layers._bare import hooked
+from attendo.layers._bare import fresh, hooked
 from attendo.layers._base import Gate
 
 
@@ -66,8 +66,7 @@ def _end(block: Any, conv: nn.Module, norm: nn.Module, act: nn.Module, x: Tensor
     if (drop_path is None or not block.training) and _in_one_pass(end, act):
         if block.downsample is not None:
             shortcut = block.downsample(shortcut)
-        ours = type(conv) is nn.Conv2d and not conv._forward_hooks  # nobody else may have what it made
-        return end.recalibrate(x, shortcut, relu=True, inplace=ours, norm=norm)
+        return end.recalibrate(x, shortcut, relu=True, inplace=fresh(conv), norm=norm)
     x = norm(x)
     if gate is not None:
         x = gate(x)

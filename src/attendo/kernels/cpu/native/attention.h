@@ -132,7 +132,7 @@ struct AttentionSteps {
             const index count = least(together, s.samples - first);
             Number* const gate = gated ? kept(g.gate, gate_, first * C) : nullptr;
             if (g.known) {
-                widen(count);
+                widen(first, count);
             } else {
                 Number* const pooled = kept(g.pooled, pooled_, first * channel.both * C);
                 if (of_batch())
@@ -150,9 +150,9 @@ struct AttentionSteps {
         }
     }
 
-    void widen(index count) const {
+    void widen(index first, index count) const {
 #pragma omp for schedule(static)
-        for (index i = 0; i < count * P; ++i) map_.data[i] = S::get(in(g.known)[i]);
+        for (index i = 0; i < count * P; ++i) map_.data[i] = S::get(in(g.known)[first * P + i]);
     }
 
     // Statistics of the whole batch, the norm they make, and what its result is pooled to.
