@@ -1,8 +1,9 @@
 """A whole mechanism with its gradients: what a training step takes where nothing but autograd watches.
 
-The map is read as often as there are numbers to know first: for channel gates once in either direction, in chunks that
-fit the cache; once more where a spatial gate's norm must see the whole batch. Between the passes PyTorch computes what
-is small: the spatial convolution, its norm, the gradients of the weights.
+The map is read as often as there are numbers to know first: for channel gates once in either direction, in chunks
+that fit the cache; once more where a norm in training must see the whole batch, the one before the gates or that of a
+spatial gate. Between the passes PyTorch computes what is small: the spatial convolution, its norm, the gradients of the
+weights.
 """
 
 from __future__ import annotations
