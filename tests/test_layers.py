@@ -591,3 +591,8 @@ def test_ge_in_timms_reading_slides_its_kernel_and_has_no_relu_before_the_mlp():
 def test_a_map_of_another_shape_is_refused_by_its_shape(name, shape, grad):
     with torch.set_grad_enabled(grad), pytest.raises(InvalidArgument, match=r"\(N, 64, H, W\)"):
         attendo.layer(name, 64)(torch.randn(shape))
+
+
+def test_a_misspelt_setting_is_answered_with_the_one_meant():
+    with pytest.raises(TypeError, match=r"it has no setting 'reducton'\. Did you mean 'reduction'"):
+        attendo.layer("cbam", 64, reducton=8)

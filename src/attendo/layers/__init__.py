@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from inspect import signature
 from typing import Any
 
+from attendo._registry import did_you_mean
 from attendo.layers._base import LAYERS, Attention, AttentionConv, Gate
 
 for _module in pkgutil.iter_modules(__path__):
@@ -36,7 +38,12 @@ def layer(name: str, channels: int, *args: Any, **settings: Any) -> Attention:
       (conv): Conv1d(1, 1, kernel_size=(5,), stride=(1,), padding=(2,), bias=False)
     )
     """
-    return LAYERS[name](channels, *args, **settings)
+    mechanism = LAYERS[name]
+    known = list(signature(mechanism).parameters)[1:]  # without the channels
+    for setting in settings:
+        if setting not in known:
+            raise TypeError(f"layer {name!r}: it has no setting {setting!r}. {did_you_mean(setting, known)}")
+    return mechanism(channels, *args, **settings)
 
 
 def list_layers() -> list[str]:
