@@ -284,3 +284,15 @@ def test_copies_and_pickles_begin_anew(repeated):
         close(run(other, norm, x), defined(other, norm, x), terms=1000)
     assert not any(repeated)
     assert not [key for key in gate.state_dict() if "memory" in key]
+
+
+def test_a_shallow_copy_with_parameters_of_its_own_gets_its_own_result():
+    gate, norm = gate_and_norm("eca")
+    x = torch.randn(SHAPE)
+    warm(gate, norm, x)
+    replica = copy.copy(gate)  # as torch's replicas are made
+    replica._modules = {"conv": copy.deepcopy(gate.conv)}
+    with torch.no_grad():
+        replica.conv.weight.mul_(-2)
+    close(run(replica, norm, x), defined(replica, norm, x), terms=1000)
+    assert not torch.allclose(run(replica, norm, x), run(gate, norm, x))

@@ -82,7 +82,7 @@ class Gate(Attention):
             norm: what x goes through before all this.
         """
         if not torch.compiler.is_compiling() and (repeat := self._memory.repeat) is not None:
-            out = repeat(x, residual, relu, inplace, norm)
+            out = repeat(self, x, residual, relu, inplace, norm)
             if out is not None:
                 return out
         weights = None if "gates" in self.__dict__ else self.weights()

@@ -70,9 +70,11 @@ class Repeat:
         self.packed = packed[:_BEGIN], packed[_END:]
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, relu: bool, inplace: bool, norm: nn.Module | None
+        self, gate: nn.Module, x: Tensor, residual: Tensor | None, relu: bool, inplace: bool, norm: nn.Module | None
     ) -> Tensor | None:
         """Do the same to x; None if it is not the same."""
+        if gate is not self.modules[0]:  # a shallow copy, with parameters of its own perhaps
+            return None
         if _grad() or _watched() is not None or selection.chosen() is not self.chosen or norm is not self.norm:
             return None
         if not self._like(x) or not (residual is None or self._like(residual)) or any(self.hooks):
@@ -124,10 +126,9 @@ class Memory:
         self, gate: nn.Module, norm: nn.Module | None, x: Tensor, weights: GateWeights, before: Norm | None
     ) -> None:
         """Keep the call that was just made, if it was one in inference, and the second of its shape."""
-        again, self.repeat = self.shape == x.shape, None
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not x.is_cpu:
             return
-        self.shape = x.shape
+        again, self.shape, self.repeat = self.shape == x.shape, x.shape, None
         named = [tensor for tensor in (*weights.tensors(), *(before or ())[:4]) if isinstance(tensor, Tensor)]
         if again and all(map(_dense, named)):
             self.repeat = Repeat(gate, norm, cast(Calls, selection.find(x)), x, weights, before, named)
