@@ -152,13 +152,6 @@ def test_the_operators_pass_opcheck():
     torch.library.opcheck(torch.ops.attendo.attention.default, (x, tensors, *weights[10:14], x.clone(), True))
 
 
-@pytest.mark.parametrize("name", ["se", "cbam", "cbam_channel", "psa"])
-def test_a_map_of_other_channels_is_refused_as_by_the_definition(name):
-    layer, x = attendo.layer(name, 64).eval(), torch.randn(2, 32, 6, 6)
-    with torch.no_grad(), pytest.raises(RuntimeError):
-        layer(x)
-
-
 @pytest.mark.parametrize("part", ["fc1.bias", "fc2.weight", "fc2.bias"])
 def test_weights_of_another_shape_are_refused_as_by_the_definition(part):
     layer = attendo.layer("se", 64).eval()
