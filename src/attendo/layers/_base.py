@@ -81,24 +81,32 @@ class Gate(Attention):
             inplace: see there.
             norm: what x goes through before all this.
         """
+        out = self.one_call(x, residual, relu, inplace, norm)
+        if out is None and norm is not None:
+            x, inplace = norm(x), fresh(norm)
+            out = self.one_call(x, residual, relu, inplace)
+        return recalibrate(x, self.gates(x), residual, relu, inplace) if out is None else out
+
+    def one_call(
+        self, x: Tensor, residual: Tensor | None, relu: bool, inplace: bool, norm: nn.Module | None = None
+    ) -> Tensor | None:
+        """Do what ``recalibrate`` does where a single call of a kernel can; else None, and nothing has happened."""
         if not torch.compiler.is_compiling() and (repeat := self._memory.repeat) is not None:
             out = repeat(self, x, residual, relu, inplace, norm)
             if out is not None:
                 return out
         weights = None if "gates" in self.__dict__ else self.weights()
-        if weights is not None and weights.fc1 is not None and not symbolic(x):
+        if weights is None:
+            return None
+        if weights.fc1 is not None and not symbolic(x):
             check_map(x, weights.fc1.shape[1], type(self).__name__)
-        before = None if norm is None or weights is None else batch_norm(norm)
-        if weights is not None and (norm is None or before is not None):
-            out = attend(x, weights, residual, relu, inplace, before)
-            if out is not None:
-                self._memory.learn(self, norm, x, weights, before)
-                return out
-        if norm is not None:
-            x, inplace = norm(x), fresh(norm)
-            if weights is not None and (out := attend(x, weights, residual, relu, inplace)) is not None:
-                return out
-        return recalibrate(x, self.gates(x), residual, relu, inplace)
+        before = None if norm is None else batch_norm(norm)
+        if norm is not None and before is None:
+            return None
+        out = attend(x, weights, residual, relu, inplace, before)
+        if out is not None:
+            self._memory.learn(self, norm, x, weights, before)
+        return out
 
 
 class AttentionConv(Attention):

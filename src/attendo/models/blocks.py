@@ -62,18 +62,21 @@ def _end(block: Any, conv: nn.Module, norm: nn.Module, act: nn.Module, x: Tensor
     """Convolve and normalise, the last of the branch x; recalibrate it, add the shortcut, rectify."""
     gate, drop_path = block.se, block.drop_path
     x = conv(x)
-    end = block.ungated[0] if gate is None and not _compiled(x) else gate
+    if block.downsample is not None:
+        shortcut = block.downsample(shortcut)
+    plain = gate is None and not _compiled(x) and x.is_cpu
+    end = block.ungated[0] if plain else gate
     if (drop_path is None or not block.training) and _in_one_pass(end, act):
-        if block.downsample is not None:
-            shortcut = block.downsample(shortcut)
-        return end.recalibrate(x, shortcut, relu=True, inplace=fresh(conv), norm=norm)
+        if not plain:
+            return end.recalibrate(x, shortcut, relu=True, inplace=fresh(conv), norm=norm)
+        out = end.one_call(x, shortcut, True, fresh(conv), norm)
+        if out is not None:
+            return out
     x = norm(x)
     if gate is not None:
         x = gate(x)
     if drop_path is not None:
         x = drop_path(x)
-    if block.downsample is not None:
-        shortcut = block.downsample(shortcut)
     # in place, as in timm, but for attention: a backward hook on it does not stand its result being changed
     x = x.add_(shortcut) if gate is None else x + shortcut
     return act(x)
