@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import attendo
-from attendo.comparison import Cell, Grid, Watcher, compare
+from attendo.comparison import Cell, Grid, Watcher, compare, pool
 from attendo.comparison.cells import build
 from attendo.data import load
 from attendo.layers.se import SqueezeExcitation
@@ -137,14 +137,36 @@ def test_a_process_that_dies_is_a_failed_cell_and_the_others_go_on(undisturbed, 
         def stepped(self, cell, step, steps):
             if not self.reaped:
                 self.reaped += 1
-                for process in multiprocessing.active_children()[:1]:
+                for process in multiprocessing.active_children():  # the one that steps, and one that may not have begun
                     os.kill(process.pid, signal.SIGKILL)
 
     outcome = compare(GRID, out, jobs=2, watcher=Reaper())
-    (failed,) = outcome.failures
-    assert "died with exit code -9" in failed.error
+    assert 1 <= len(outcome.failures) <= 2
+    assert all("died with exit code -9" in failed.error for failed in outcome.failures)
     assert not compare(GRID, out, jobs=2).failures
     assert states(out) == files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("doomed", [1, 2])
+def test_of_processes_that_die_before_they_begin_one_must_be_left(undisturbed, tmp_path, monkeypatch, doomed):
+    _, files = undisturbed
+    begin, begun = pool._begin, []
+
+    def begin_and_kill(settings):
+        line, worker = begin(settings)
+        begun.append(worker)
+        if len(begun) <= doomed:
+            worker.process.kill()
+        return line, worker
+
+    monkeypatch.setattr(pool, "_begin", begin_and_kill)
+    if doomed == 1:
+        assert not compare(GRID, tmp_path / "out", jobs=2).failures
+        assert states(tmp_path / "out") == files
+    else:
+        with pytest.raises(attendo.AttendoError, match=r"all ended before they began, the last with code -9"):
+            compare(GRID, tmp_path / "out", jobs=2)
 
 
 def test_more_seeds_and_mechanisms_join_what_is_there(undisturbed):

@@ -48,7 +48,7 @@ def threads_of(jobs: int) -> int:
 def run_in_processes(
     cells: Sequence[Cell], grid: Grid, fingerprint: str, store: Store, jobs: int, workers: int, watcher: Watcher
 ) -> dict[Cell, CellResult]:
-    """Train cells in ``jobs`` processes; a process that dies is a failed cell.
+    """Train cells in ``jobs`` processes; a process that dies is a failed cell, or none if it had none yet.
 
     Args:
         cells: what to train, in this order.
@@ -61,7 +61,7 @@ def run_in_processes(
 
     Raises:
         DataError: the data cannot be read any more.
-        TrainingError: a process ended before it began.
+        TrainingError: no process is left, all ended before they began.
     """
     settings = (grid, store, fingerprint, threads_of(jobs), workers, os.getpid())
     waiting, results = deque(cells), dict[Cell, CellResult]()
@@ -89,14 +89,16 @@ def run_in_processes(
                 except (EOFError, OSError):
                     worker.process.join()
                     code = worker.process.exitcode or 0
-                    if worker.cell is None:
-                        raise TrainingError(
-                            f"a process ended with exit code {code} before it began. Pass --jobs 1."
-                        ) from None
-                    end(line, _died(worker.cell, code))
+                    if worker.cell is not None:
+                        end(line, _died(worker.cell, code))
+                        if waiting:
+                            begin()
                     del open_lines[line]
-                    if waiting:
-                        begin()
+                    if waiting and not open_lines:
+                        raise TrainingError(
+                            f"training in {jobs} processes: all ended before they began, the last with code {code}. "
+                            f"Pass --jobs 1."
+                        ) from None
                     continue
                 if kind == "broken":  # what is wrong is wrong for all cells
                     raise what
