@@ -26,7 +26,7 @@ import attendo
 from attendo import functional, kernels
 from attendo.functional import definition
 from attendo.kernels.cpu.packing import NOTHING, Kept
-from attendo.kernels.gates import GateWeights, Norm
+from attendo.kernels.gates import TENSORS, GateWeights, Norm
 from attendo.layers._base import Gate
 from attendo.layers.cbam import CBAM
 
@@ -434,7 +434,7 @@ def attention_decided(
     close(kept.stats[:, 0], stats[:, 0])
     same(kept.stats[:, 1], stats[:, 1])
     logits = Stored.apply(definition.convolve(Stored.apply(stats, dtype), weights), dtype)
-    spatial = torch.sigmoid(Stored.apply(definition.normalise(logits, weights), dtype))
+    spatial = torch.sigmoid(Stored.apply(definition.normalise(logits, weights.norm), dtype))
     return x * Stored.apply(spatial, dtype)
 
 
@@ -448,14 +448,14 @@ def check_gradients(name: str, calls: Any, attention: Attention) -> None:
     assert weights is not None
     leaves = {"x": case.map("x"), "residual": case.map("residual") if case.residual else None}
     leaves |= {"weight": None, "bias": None} if norm is None else {"weight": norm.weight, "bias": norm.bias}
-    leaves |= {key: value for key, value in weights._asdict().items() if isinstance(value, torch.nn.Parameter)}
+    named = dict(zip(TENSORS, weights.tensors(), strict=True))
+    leaves |= {key: value for key, value in named.items() if isinstance(value, torch.nn.Parameter)}
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in leaves.items() if tensor is not None}
-    mine = weights._replace(**{key: leaves[key] for key in leaves if key in weights._fields})
+    mine = weights.holding([leaves.get(key, tensor) for key, tensor in named.items()])
     mine_norm = None if norm is None else norm._replace(weight=leaves.get("weight"), bias=leaves.get("bias"))
     wide = {key: tensor.detach().double().requires_grad_() for key, tensor in leaves.items()}
-    running = {key: getattr(weights, key) for key in ("norm_mean", "norm_var")}
-    running = {key: None if tensor is None else tensor.double() for key, tensor in running.items()}
-    theirs = weights._replace(**running, **{key: wide[key] for key in wide if key in weights._fields})
+    running = {key: None if tensor is None else tensor.double() for key, tensor in named.items()}
+    theirs = weights.holding([wide.get(key, tensor) for key, tensor in running.items()])
     theirs_norm = None if norm is None else norm._replace(weight=wide.get("weight"), bias=wide.get("bias"))
 
     x = leaves["x"].detach()

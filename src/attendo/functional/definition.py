@@ -63,17 +63,14 @@ def attention(x: Tensor, weights: GateWeights, norm: Norm | None = None) -> Tens
 
     Running statistics are left as they are.
     """
-    if norm is not None:
-        training = norm.momentum is not None
-        mean, var = (None, None) if training else (norm.mean, norm.var)
-        x = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=training, eps=norm.eps)
+    x = normalise(x, norm)
     if weights.mean or weights.maximum:
         seen = [pool(x) for pool, wanted in ((channel_mean, weights.mean), (channel_max, weights.maximum)) if wanted]
         logits_NC = torch.stack([_excite(z_NC, weights) for z_NC in seen]).sum(0)
         x = x * torch.sigmoid(logits_NC)[:, :, None, None]
     if weights.spatial is None:
         return x
-    return x * torch.sigmoid(normalise(convolve(spatial_stats(x), weights), weights))
+    return x * torch.sigmoid(normalise(convolve(spatial_stats(x), weights), weights.norm))
 
 
 def convolve(stats_N2HW: Tensor, weights: GateWeights) -> Tensor:
@@ -81,20 +78,21 @@ def convolve(stats_N2HW: Tensor, weights: GateWeights) -> Tensor:
     spatial = weights.spatial
     if spatial is None:
         raise ValueError("attendo.functional: these weights have no spatial half")
-    seen = stats_N2HW.flip(1) if weights.maximum_first else stats_N2HW
-    return F.conv2d(seen, spatial, padding=spatial.shape[-1] // 2)
+    return F.conv2d(ordered(stats_N2HW, weights), spatial, padding=spatial.shape[-1] // 2)
 
 
-def normalise(logits_N1HW: Tensor, weights: GateWeights) -> Tensor:
-    """Apply the norm of the spatial half, if there is one."""
-    if weights.norm_momentum is not None:
-        return F.batch_norm(
-            logits_N1HW, None, None, weights.norm_weight, weights.norm_bias, training=True, eps=weights.norm_eps
-        )
-    if weights.norm_mean is None:
-        return logits_N1HW
-    fixed = weights.norm_mean, weights.norm_var, weights.norm_weight, weights.norm_bias
-    return F.batch_norm(logits_N1HW, *fixed, eps=weights.norm_eps)
+def ordered(stats_N2HW: Tensor, weights: GateWeights) -> Tensor:
+    """Return the statistics in the order in which the spatial convolution sees them; its own inverse."""
+    return stats_N2HW.flip(1) if weights.maximum_first else stats_N2HW
+
+
+def normalise(x: Tensor, norm: Norm | None) -> Tensor:
+    """Apply a norm, if there is one; its running statistics are left as they are."""
+    if norm is None:
+        return x
+    training = norm.momentum is not None
+    mean, var = (None, None) if training else (norm.mean, norm.var)
+    return F.batch_norm(x, mean, var, norm.weight, norm.bias, training=training, eps=norm.eps)
 
 
 def _excite(z_NC: Tensor, weights: GateWeights) -> Tensor:

@@ -13,8 +13,6 @@ from attendo.functional.training import attend_training
 from attendo.kernels.gates import GateWeights, Norm
 from attendo.kernels.selection import find, straight
 
-_FLAGS = GateWeights._fields.index("norm_momentum")  # what an operator is not told begins here
-
 
 def attend(
     x: Tensor,
@@ -41,20 +39,22 @@ def attend(
     if symbolic(x) or x.ndim != 4 or not weights.fit(x.shape[1]) or (norm is not None and not norm.fit(x.shape[1])):
         return None  # the definition says what is wrong
     if torch.compiler.is_compiling():
-        if torch.is_grad_enabled() or norm is not None or weights.norm_momentum is not None or not x.is_cpu:
+        if torch.is_grad_enabled() or norm is not None or _of_batch(weights.norm) or not x.is_cpu:
             return None
         if route(x, (residual,), _there(tensors)) is not Route.OPERATOR:
             return None
-        return torch.ops.attendo.attention(x, tensors, *weights[len(tensors) : _FLAGS], residual, relu)
+        eps = 0.0 if weights.norm is None else weights.norm.eps
+        flags = weights.mean, weights.maximum, weights.maximum_first
+        return torch.ops.attendo.attention(x, tensors, eps, *flags, residual, relu)
     beside = tensors if norm is None else (*tensors, *norm[:4])
     if not straight(x, residual, beside):
         match route(x, (residual,), _there(beside)):
-            case Route.OPERATOR if x.is_cpu and not _too_few(x) and (norm is None or norm.momentum is not None):
+            case Route.OPERATOR if x.is_cpu and not _too_few(x) and (norm is None or _of_batch(norm)):
                 return attend_training(x, weights, residual, relu, norm)
             case Route.DEFINITION | Route.OPERATOR:
                 return None
     attention = find(x).attention
-    if attention is None or weights.norm_momentum is not None or (norm is not None and norm.momentum is not None):
+    if attention is None or _of_batch(weights.norm) or _of_batch(norm):
         return None
     out = overwritten(x) if inplace else None
     before = () if norm is None else (norm.contiguous(),)
@@ -64,6 +64,11 @@ def attend(
 def _too_few(x: Tensor) -> bool:
     """Whether a norm in training has one number only, which PyTorch refuses."""
     return x.shape[0] * x.shape[2] * x.shape[3] == 1
+
+
+def _of_batch(norm: Norm | None) -> bool:
+    """Whether the statistics of the batch count, and not the running ones."""
+    return norm is not None and norm.momentum is not None
 
 
 def _there(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
@@ -83,8 +88,10 @@ def _attention(
 ) -> Tensor:
     if residual is not None and residual.stride() != x.stride():
         residual = torch.empty_like(x).copy_(residual)
-    weights = GateWeights._make((*tensors, norm_eps, mean, maximum, maximum_first, None, None)).contiguous()
-    return find(x).attention(x, weights, residual, relu)  # type: ignore[misc]
+    *_, norm_mean, norm_var = tensors
+    norm = None if norm_mean is None else Norm(None, None, norm_mean, norm_var, norm_eps)
+    weights = GateWeights(norm=norm, mean=mean, maximum=maximum, maximum_first=maximum_first).holding(tensors)
+    return find(x).attention(x, weights.contiguous(), residual, relu)  # type: ignore[misc]
 
 
 @_attention.register_fake

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,7 +14,7 @@ class Norm(NamedTuple):
     Attributes:
         weight: (C) or None.
         bias: (C) or None.
-        mean: (C), running.
+        mean: (C), running; None, as the next, where only the batch's own is asked for.
         var: (C), running.
         eps: what is added to the variance.
         momentum: None where the running statistics count and stay as they are. A number where the batch's own count:
@@ -23,8 +24,8 @@ class Norm(NamedTuple):
 
     weight: Tensor | None
     bias: Tensor | None
-    mean: Tensor
-    var: Tensor
+    mean: Tensor | None
+    var: Tensor | None
     eps: float
     momentum: float | None = None
     batches: Tensor | None = None
@@ -53,17 +54,10 @@ class GateWeights(NamedTuple):
         fc2_bias: (C) or None.
         conv: weight (1, 1, k) of the convolution over channels.
         spatial: weight (1, 2, k, k) of the spatial convolution.
-        norm_weight: of its norm, one number, as are the next three; None without a norm or without affine weights.
-        norm_bias: of its norm.
-        norm_mean: its running mean.
-        norm_var: its running variance.
-        norm_eps: what is added to that variance.
+        norm: its norm, of one channel.
         mean: whether the channel half sees the mean.
         maximum: whether it sees the maximum.
         maximum_first: whether the spatial convolution's first input is the maximum.
-        norm_momentum: None where the norm's statistics are fixed. A number where the batch's own count: how far they
-            pull the running ones, in ``norm_mean`` and ``norm_var``, towards them.
-        norm_batches: how many batches did so, a number to add to; None where nobody counts.
     """
 
     fc1: Tensor | None = None
@@ -72,24 +66,23 @@ class GateWeights(NamedTuple):
     fc2_bias: Tensor | None = None
     conv: Tensor | None = None
     spatial: Tensor | None = None
-    norm_weight: Tensor | None = None
-    norm_bias: Tensor | None = None
-    norm_mean: Tensor | None = None
-    norm_var: Tensor | None = None
-    norm_eps: float = 0.0
+    norm: Norm | None = None
     mean: bool = False
     maximum: bool = False
     maximum_first: bool = False
-    norm_momentum: float | None = None
-    norm_batches: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Return the tensors in their order, None for those that are not there."""
-        return self[:10]
+        """Return the tensors in the order of ``TENSORS``, None for those that are not there."""
+        return *self[:6], *(_NO_NORM if self.norm is None else self.norm)[:4]
+
+    def holding(self, tensors: Sequence[Tensor | None]) -> GateWeights:
+        """Return the same with other tensors, in the order of ``TENSORS``."""
+        norm = None if self.norm is None else Norm._make((*tensors[6:], *self.norm[4:]))
+        return GateWeights._make((*tensors[:6], norm, *self[7:]))
 
     def fit(self, channels: int) -> bool:
         """Whether the shapes are those above for maps of that many channels; a kernel reads as far as they say."""
-        fc1, fc1_bias, fc2, fc2_bias, conv, spatial, *norm = self[:10]
+        fc1, fc1_bias, fc2, fc2_bias, conv, spatial, norm, *_ = self
         if fc1 is not None:
             hidden = fc1.shape[0]
             if fc1.shape != (hidden, channels) or fc2 is None or fc2.shape != (channels, hidden):
@@ -102,8 +95,12 @@ class GateWeights(NamedTuple):
             return False
         if spatial is not None and spatial.shape != (1, 2, spatial.shape[-1], spatial.shape[-1]):
             return False
-        return all(tensor is None or tensor.shape == (1,) for tensor in norm)
+        return norm is None or norm.fit(1)
 
     def contiguous(self) -> GateWeights:
         """Return the same with every tensor contiguous."""
-        return GateWeights(*(part.contiguous() if isinstance(part, Tensor) else part for part in self))  # type: ignore[arg-type]
+        return self.holding([None if tensor is None else tensor.contiguous() for tensor in self.tensors()])
+
+
+TENSORS = (*GateWeights._fields[:6], *(f"norm_{name}" for name in Norm._fields[:4]))
+_NO_NORM = Norm(None, None, None, None, 0.0)

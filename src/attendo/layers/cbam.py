@@ -99,12 +99,4 @@ class CBAM(Gate):
         channel, spatial = self.channel.weights(), self.spatial.weights()
         if self.order != "channel-spatial" or channel is None or spatial is None:
             return None
-        return spatial._replace(
-            fc1=channel.fc1,
-            fc1_bias=channel.fc1_bias,
-            fc2=channel.fc2,
-            fc2_bias=channel.fc2_bias,
-            conv=channel.conv,
-            mean=channel.mean,
-            maximum=channel.maximum,
-        )
+        return channel._replace(spatial=spatial.spatial, norm=spatial.norm, maximum_first=spatial.maximum_first)

@@ -76,15 +76,4 @@ class SpatialGate(Gate):
         if type(norm) is nn.Identity:
             return None if bare_tensors(norm) is None else weights
         found = batch_norm(norm)
-        if found is None:
-            return None
-        weight, bias, mean, var, eps, momentum, batches = found
-        return weights._replace(
-            norm_weight=weight,
-            norm_bias=bias,
-            norm_mean=mean,
-            norm_var=var,
-            norm_eps=eps,
-            norm_momentum=momentum,
-            norm_batches=batches,
-        )
+        return None if found is None else weights._replace(norm=found)

@@ -86,15 +86,16 @@ def pack_attention(
     else:
         weight, bias, mean, var = norm[:4] if norm.momentum is None else (norm.weight, norm.bias, None, None)
         before = (_address(weight), _address(bias), _address(mean), _address(var), norm.eps, 1)
+    eps = 0.0 if weights.norm is None else weights.norm.eps
     own: tuple[Tensor | None, ...] = weights.tensors()
     spatial, later = weights.spatial, kept
     if known is not None:  # then neither its weights nor its statistics are asked for
-        own, spatial, later = (*weights[:5], *[None] * 5), None, kept._replace(stats=None, ties=None)
+        own, spatial, later = (*own[:5], *[None] * 5), None, kept._replace(stats=None, ties=None)
     return library.ATTENTION.pack(
         *(*x.shape, DTYPES[x.dtype], not x.is_contiguous(), torch.get_num_threads(), relu),
         *(x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0 if out is None else out.data_ptr()),
         *[0 if tensor is None else tensor.data_ptr() for tensor in own],
-        *(weights.norm_eps, 0 if fc1 is None else fc1.shape[0], 0 if conv is None else conv.shape[-1]),
+        *(eps, 0 if fc1 is None else fc1.shape[0], 0 if conv is None else conv.shape[-1]),
         *(0 if spatial is None else spatial.shape[-1], weights.mean, weights.maximum, weights.maximum_first),
         *before,
         *[0 if tensor is None else tensor.data_ptr() for tensor in later],

@@ -56,10 +56,11 @@ class PersistentCalls(Calls):
         gather_lag = 2 if plan.pool_tasks else 0
         scale_lag = gather_lag + 1 if plan.gather_tasks else 2
         tickets = (plan.groups + scale_lag) * plan.step
+        eps = 0.0 if weights.norm is None else weights.norm.eps
         hidden, taps = _extent(weights.fc1, 0), _extent(weights.conv, -1)
         with device_of(x):
             attention.attention[(min(tickets, processors * launch.TABLE.residents),)](
-                *(x, residual, out, *weights.tensors(), weights.norm_eps, *_memory(x, plan, hidden, pool, gather)),
+                *(x, residual, out, *weights.tensors(), eps, *_memory(x, plan, hidden, pool, gather)),
                 *(view.rows, view.columns, *x.shape[2:], hidden, taps, pool.splits, gather.splits, *plan),
                 MEAN=weights.mean,
                 MAXIMUM=weights.maximum,
