@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 import attendo
 from attendo import functional, kernels
 from attendo.functional import definition
-from attendo.kernels.cpu.packing import NOTHING, Kept
+from attendo.kernels.cpu.packing import NOTHING, Gradients, Kept
 from attendo.kernels.gates import TENSORS, GateWeights, Norm
 from attendo.layers._base import Gate
 from attendo.layers.cbam import CBAM
@@ -280,7 +281,8 @@ def check_recalibrate(calls: Any, case: Case) -> None:
 class Attention:
     """A whole attention in one call: a layer, how strong its weights are, and the case it meets.
 
-    ``before`` is the norm before it: None, "fixed" (running statistics count), "batch" (the batch's own do).
+    ``before`` is the norm before it: None, "fixed" (running statistics count), "batch" (the batch's own do). ``share``
+    is how much of the result to blend with the map, None for all of it.
     """
 
     case: Case
@@ -289,6 +291,13 @@ class Attention:
     strength: float = 0.3
     before: str | None = None
     affine: bool = True
+    share: float | None = None
+
+    def blend(self) -> Tensor | None:
+        """The share as a tensor."""
+        if self.share is None:
+            return None
+        return torch.full((1,), self.share, dtype=self.case.dtype, device=self.case.device)
 
     def layer(self) -> Gate:
         """The layer, in eval mode, of the dtype and on the device of the case."""
@@ -311,7 +320,12 @@ class Attention:
 
 
 @st.composite
-def attentions(draw: st.DrawFn, befores: tuple[str | None, ...] = (None,), **space: Any) -> Attention:
+def attentions(
+    draw: st.DrawFn,
+    befores: tuple[str | None, ...] = (None,),
+    shares: tuple[float | None, ...] = (None,),
+    **space: Any,
+) -> Attention:
     """Draw whole attentions with every setting that one call can take; ``space`` as of ``cases``."""
     case = draw(cases(**space))
     before, affine = draw(st.sampled_from(befores)), draw(st.sampled_from((True, True, False)))
@@ -330,10 +344,19 @@ def attentions(draw: st.DrawFn, befores: tuple[str | None, ...] = (None,), **spa
     if name in ("cbam_spatial", "cbam"):
         settings |= {"spatial_kernel": draw(sizes), "variant": draw(st.sampled_from(("official", "paper")))}
         settings |= {"spatial_norm": draw(st.booleans()), "max_first": draw(st.booleans())}
-    return Attention(case, name, tuple(settings.items()), draw(st.sampled_from((0.3, 0.3, 30.0))), before, affine)
+    strength, share = draw(st.sampled_from((0.3, 0.3, 30.0))), draw(st.sampled_from(shares))
+    return Attention(case, name, tuple(settings.items()), strength, before, affine, None if before else share)
 
 
-def attention_defined(layer: Gate, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def mixed(gates: Sequence[Tensor], blend: Tensor | None) -> Tensor:
+    """The factor on every element: the product of the gates, or as much of it as the blend says and 1 for the rest."""
+    product = math.prod(gates[1:], start=gates[0])
+    return product if blend is None else 1 - blend + blend * product
+
+
+def attention_defined(
+    layer: Gate, x: Tensor, residual: Tensor | None, relu: bool, blend: Tensor | None = None
+) -> Tensor:
     """The definition of a layer in the number of x, the gated map rounded to the layer's dtype in between."""
     truth = copy.deepcopy(layer).to(number_of(x.dtype))
     wide = x.to(number_of(x.dtype))
@@ -343,7 +366,8 @@ def attention_defined(layer: Gate, x: Tensor, residual: Tensor | None, relu: boo
             gates = (channel, *truth.spatial.gates(Stored.apply(wide * channel, x.dtype)))
         else:
             gates = truth.gates(wide)
-        return definition.recalibrate(wide, gates, None if residual is None else residual.to(wide.dtype), relu)
+        factor = mixed(gates, None if blend is None else blend.to(wide.dtype))
+        return definition.recalibrate(wide, [factor], None if residual is None else residual.to(wide.dtype), relu)
 
 
 def check_attention(calls: Any, attention: Attention) -> None:
@@ -353,8 +377,9 @@ def check_attention(calls: Any, attention: Attention) -> None:
     weights = layer.weights()
     assert weights is not None
     mapped = x if norm is None else check_norm(calls, x, norm)
-    want, given = attention_defined(layer, mapped, residual, case.relu), x.clone()
-    before = () if norm is None else (norm,)
+    blend = attention.blend()
+    want, given = attention_defined(layer, mapped, residual, case.relu, blend), x.clone()
+    before = () if norm is None and blend is None else (norm, blend)
     out = calls.attention(x, weights, residual, case.relu, None, *before)
     close(out, want, terms=int(100 * max(1, attention.strength) ** 2))
     assert out.stride() == x.stride()
@@ -394,7 +419,13 @@ def normed(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attention_decided(
-    x: Tensor, weights: GateWeights, norm: Norm | None, stored: Tensor | None, kept: Kept, dtype: torch.dtype
+    x: Tensor,
+    weights: GateWeights,
+    norm: Norm | None,
+    stored: Tensor | None,
+    kept: Kept,
+    dtype: torch.dtype,
+    blend: Tensor | None = None,
 ) -> Tensor:
     """The definition of an attention in the number of x, deciding on what the kernels kept; that is checked on the way.
 
@@ -405,9 +436,11 @@ def attention_decided(
         stored: what that makes of the map, as the kernels round it.
         kept: by the kernels.
         dtype: in which maps and statistics of positions are stored.
+        blend: in the number of x.
     """
     exact = x if norm is None else normed(x, norm)[0]
-    x = x if stored is None else Taken.apply(exact, stored)
+    x = gated = x if stored is None else Taken.apply(exact, stored)
+    gates = []
     if kept.gate is not None:
         pools = {"mean": lambda: definition.channel_mean(exact), "maximum": lambda: definition.channel_max(x)}
         pooled = torch.stack([pool() for name, pool in pools.items() if getattr(weights, name)], 1)
@@ -425,17 +458,15 @@ def attention_decided(
         close(kept.gate, gate, terms=1000)
         gate = Taken.apply(gate, kept.gate)[:, :, None, None]
         gated = Stored.apply(x * gate, dtype)
-        x = x * gate
-    else:
-        gated = x
+        gates.append(gate)
     if weights.spatial is None:
-        return x
+        return x * mixed(gates, blend)
     stats = definition.spatial_stats(gated)
     close(kept.stats[:, 0], stats[:, 0])
     same(kept.stats[:, 1], stats[:, 1])
     logits = Stored.apply(definition.convolve(Stored.apply(stats, dtype), weights), dtype)
     spatial = torch.sigmoid(Stored.apply(definition.normalise(logits, weights.norm), dtype))
-    return x * Stored.apply(spatial, dtype)
+    return x * mixed([*gates, Stored.apply(spatial, dtype)], blend)
 
 
 def check_gradients(name: str, calls: Any, attention: Attention) -> None:
@@ -447,6 +478,7 @@ def check_gradients(name: str, calls: Any, attention: Attention) -> None:
     weights = layer.weights()
     assert weights is not None
     leaves = {"x": case.map("x"), "residual": case.map("residual") if case.residual else None}
+    leaves["blend"] = attention.blend()
     leaves |= {"weight": None, "bias": None} if norm is None else {"weight": norm.weight, "bias": norm.bias}
     named = dict(zip(TENSORS, weights.tensors(), strict=True))
     leaves |= {key: value for key, value in named.items() if isinstance(value, torch.nn.Parameter)}
@@ -461,10 +493,12 @@ def check_gradients(name: str, calls: Any, attention: Attention) -> None:
     x = leaves["x"].detach()
     stored = None if norm is None else check_norm(calls, x, norm)
     _, kept = calls.attention_kept(x, weights, norm, None, False)
-    sums = attention_decided(wide["x"], theirs, theirs_norm, stored, kept, case.dtype)
+    sums = attention_decided(wide["x"], theirs, theirs_norm, stored, kept, case.dtype, wide.get("blend"))
     sums = sums + wide["residual"] if case.residual else sums
     with kernels.use(name):
-        out = functional.attend(leaves["x"], mine, leaves.get("residual"), case.relu, norm=mine_norm)
+        out = functional.attend(
+            leaves["x"], mine, leaves.get("residual"), case.relu, False, mine_norm, leaves.get("blend")
+        )
     assert out is not None
     terms = int(1000 * max(1, attention.strength) ** 2) + x.numel()
     close(out, sums.relu() if case.relu else sums, terms, stored=finite(sums))
@@ -490,15 +524,16 @@ def kept_and_gradients(calls: Any, attention: Attention) -> dict[str, Tensor]:
     x, up, residual = case.map("x"), case.map("up"), case.map("residual")
     samples, _, height, width = x.shape
     norm = None if norm is None or norm.momentum is None else norm  # a fixed one has no gradients of its own
-    out, kept = calls.attention_kept(x, weights, norm, residual, True)
+    out, kept = calls.attention_kept(x, weights, norm, residual, True, attention.blend())
     found = {f"kept {name}": tensor for name, tensor in kept._asdict().items()}
-    position, masked = (None, None), None
+    position, known, blend = (None, None), Gradients(None, None), attention.blend()
     if kept.stats is not None:
         spatial = case.tensor("spatial", (samples, 1, height, width))
         position = spatial, case.tensor("up", (samples, 2, height, width))
-        out = calls.attention_finished(x, weights, norm, kept, spatial, residual, True)
-        found["gradient of the spatial gate"], masked = calls.spatial_gradient(up, x, out, weights, kept, True)
-    gradients = calls.attention_backward(up, x, out, weights, norm, kept, position, masked, (True, True))
+        out = calls.attention_finished(x, weights, norm, kept, spatial, residual, True, blend)
+        known_for = up, x, out, weights, kept, True, spatial, blend is not None
+        found["gradient of the spatial gate"], known = calls.spatial_gradient(*known_for)
+    gradients = calls.attention_backward(up, x, out, weights, norm, kept, position, known, (True, True), blend)
     found |= {"out": out} | {f"gradient of {name}": tensor for name, tensor in gradients._asdict().items()}
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 

@@ -170,6 +170,7 @@ for name in library.SETS:
         check_channel_stats(calls, case)
         mechanism, settings = attentions[i % 5]
         check_attention(calls, Attention(case, mechanism, settings, before=(None, "fixed")[i % 2]))
+        outputs(calls, Attention(case, mechanism, settings, share=0.3))
         outputs(calls, Attention(case, mechanism, settings, before=(None, "batch", "fixed")[i % 3]))
     for layout in layouts:
         check_attention(calls, Attention(Case((3, 32, 130, 130), layout=layout), "cbam"))

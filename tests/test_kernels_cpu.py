@@ -31,6 +31,7 @@ from kernels import (
 
 moderate = settings(max_examples=300, deadline=None, derandomize=True)
 LAST = torch.channels_last
+SHARES = (None, 0.0, 0.3, 1.0)  # of a blend
 
 
 @pytest.fixture(scope="module", params=library.SETS)
@@ -82,7 +83,7 @@ def test_recalibrate_and_its_gradients_are_the_definitions(calls, case):
 
 
 @moderate
-@given(attention=attentions())
+@given(attention=attentions(shares=SHARES))
 @example(attention=Attention(Case((1, 4, 2, 2), spoilt=("x", float("inf"))), "eca", (("kernel_size", 1),)))
 def test_a_whole_attention_in_one_call_is_its_gates_and_products(calls, attention):
     check_attention(calls, attention)
@@ -96,7 +97,7 @@ def test_a_norm_with_fixed_statistics_joins_the_attention_behind_it(calls, atten
 
 
 @moderate
-@given(attention=attentions(befores=(None, "batch"), largest=1 << 14))
+@given(attention=attentions(befores=(None, "batch"), shares=SHARES, largest=1 << 14))
 @example(attention=Attention(Case((2, 16, 7, 7), values="few", relu=True), "cbam", before="batch"))
 @example(attention=Attention(Case((2, 8, 7, 7), torch.float64, LAST, residual=True), "cbam_spatial", before="batch"))
 @example(attention=Attention(Case((1, 16, 5, 5), torch.float64, values="rectified"), "cbam_channel", before="batch"))
@@ -107,12 +108,12 @@ def test_gradients_of_a_whole_attention_are_the_definitions(name, calls, attenti
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
-@pytest.mark.parametrize("mechanism", ["se", "eca", "cbam"])
-def test_gradients_of_a_batch_larger_than_the_cache_come_in_chunks_too(name, calls, layout, mechanism):
+@pytest.mark.parametrize(("mechanism", "share"), [("se", None), ("eca", 0.3), ("cbam", None), ("cbam", 0.3)])
+def test_gradients_of_a_batch_larger_than_the_cache_come_in_chunks_too(name, calls, layout, mechanism, share):
     # six samples in a chunk, and one is left for the last
     case = Case((7, 32, 75, 72), layout=layout, residual=True, relu=True)
     assert 6 * case.map("x")[0].nbytes <= build.CHUNK < 7 * case.map("x")[0].nbytes
-    check_gradients(name, calls, Attention(case, mechanism))
+    check_gradients(name, calls, Attention(case, mechanism, share=share))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -137,11 +138,14 @@ def test_a_sample_larger_than_the_cache_is_a_chunk_of_its_own(calls, layout, sam
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
 @pytest.mark.parametrize("shape", [(1, 40, 37, 35), (3, 18, 31, 33), (9, 20, 13, 11)], ids=str)
-@pytest.mark.parametrize(("mechanism", "before"), [("cbam", None), ("eca", "batch")])
+@pytest.mark.parametrize(
+    ("mechanism", "before", "share"),
+    [("cbam", None, None), ("cbam", None, 0.3), ("eca", None, 0.3), ("eca", "batch", None)],
+)
 def test_results_do_not_depend_on_the_number_of_threads_or_on_the_run(
-    calls, dtype, layout, shape, mechanism, before, threads
+    calls, dtype, layout, shape, mechanism, before, share, threads
 ):
-    attention = Attention(Case(shape, dtype, layout), mechanism, before=before)
+    attention = Attention(Case(shape, dtype, layout), mechanism, before=before, share=share)
     assert attention.case.map("x").nbytes > 65536 // (2 if dtype == torch.bfloat16 else 1)  # less stays on one thread
     torch.set_num_threads(1)
     want = outputs(calls, attention)

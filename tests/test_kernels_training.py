@@ -85,7 +85,7 @@ def alike(got: Tensor, want: Tensor) -> None:
 
 @moderate
 @given(
-    attention=attentions(befores=(None, "batch"), dtypes=(torch.float64,), largest=1 << 11),
+    attention=attentions(befores=(None, "batch"), shares=(None, 0.0, 0.3), dtypes=(torch.float64,), largest=1 << 11),
     name=st.sampled_from(HERE),
     asked=st.tuples(*[st.booleans()] * 4),
 )
@@ -96,6 +96,7 @@ def test_a_layer_in_training_equals_the_one_without_kernels(attention, name, ask
     assume(case.spoilt is None and attention.strength < 1)  # what jumps at the last digit is left to check_gradients
     assume(samples * height * width > 1 and x.transpose(0, 1).flatten(1).std(1).min() > 0.1)
     parts, before = nn.ModuleDict({"layer": attention.layer().train()}), attention.norm()
+    blend = attention.blend()
     if before is not None:
         parts["norm"] = nn.BatchNorm2d(channels, affine=attention.affine, dtype=case.dtype)
         if attention.affine:
@@ -106,8 +107,11 @@ def test_a_layer_in_training_equals_the_one_without_kernels(attention, name, ask
     def run(parts: nn.ModuleDict) -> list[Tensor | None]:
         leaf, shortcut = x.clone().requires_grad_(asked[0]), residual.clone().requires_grad_(asked[1])
         norm = parts["norm"] if before is not None else None
-        out = parts["layer"].recalibrate(leaf, shortcut if case.residual else None, case.relu, norm=norm)
-        leaves = [tensor for tensor in (leaf, shortcut, *parts.parameters()) if tensor.requires_grad]
+        mixing = None if blend is None else blend.clone().requires_grad_(asked[3])
+        others = case.relu, False, norm, mixing
+        out = parts["layer"].recalibrate(leaf, shortcut if case.residual else None, *others)
+        leaves = [leaf, shortcut, *parts.parameters(), *(() if mixing is None else (mixing,))]
+        leaves = [tensor for tensor in leaves if tensor.requires_grad]
         if not out.requires_grad:
             return [out]
         return [out, *torch.autograd.grad(out, leaves, case.map("up"), allow_unused=True)]
@@ -360,8 +364,8 @@ def test_a_compiled_block_in_training_equals_the_one_without_kernels(kind, name)
 
 
 @pytest.mark.parametrize("name", [*MECHANISMS, "cbam_channel", "cbam_spatial"])
-@pytest.mark.parametrize("normed", [False, True])
-def test_gradients_equal_finite_differences_twice(name, normed):
+@pytest.mark.parametrize("more", [None, "norm", "blend"])
+def test_gradients_equal_finite_differences_twice(name, more):
     options = {} if name in ("eca", "cbam_spatial") else {"reduction": 2}
     options |= {"spatial_kernel": 3} if name in ("cbam", "cbam_spatial") else {}
     layer, norm = attendo.layer(name, 4, **options).double().train(), nn.BatchNorm2d(4).double()
@@ -369,10 +373,13 @@ def test_gradients_equal_finite_differences_twice(name, normed):
         norm.weight.copy_(torch.tensor([1.0, -0.8, 0.5, 1.2]))
         norm.bias.normal_()
     x, shortcut = (torch.randn(2, 4, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    parameters = [*layer.parameters(), *(norm.parameters() if normed else ())]
+    blend = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    normed, blended = more == "norm", more == "blend"
+    parameters = [*layer.parameters(), *(norm.parameters() if normed else [blend] if blended else ())]
 
     def function(x: Tensor, shortcut: Tensor, *_: Tensor) -> Tensor:  # the parameters are changed where they lie
-        return layer.recalibrate(x, shortcut, relu=True, norm=norm if normed else None)
+        others = {"norm": norm if normed else None, "blend": blend if blended else None}
+        return layer.recalibrate(x, shortcut, relu=True, **others)
 
     with Counting() as counts:
         assert torch.autograd.gradcheck(function, (x, shortcut, *parameters))

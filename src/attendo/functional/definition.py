@@ -58,19 +58,24 @@ def recalibrate(x: Tensor, gates: Iterable[Tensor], residual: Tensor | None = No
     return x.relu() if relu else x
 
 
-def attention(x: Tensor, weights: GateWeights, norm: Norm | None = None) -> Tensor:
-    """The map, or what ``norm`` makes of it, times the gates that ``weights`` describe.
+def blended(x: Tensor, recalibrated: Tensor, blend: Tensor | None) -> Tensor:
+    """Mix the map with what was made of it: ``x + blend * (recalibrated - x)``; all of the latter without a blend."""
+    return recalibrated if blend is None else torch.lerp(x, recalibrated.type_as(x), blend.type_as(x))
+
+
+def attention(x: Tensor, weights: GateWeights, norm: Norm | None = None, blend: Tensor | None = None) -> Tensor:
+    """The map, or what ``norm`` makes of it, times the gates that ``weights`` describe, blended with the map.
 
     Running statistics are left as they are.
     """
-    x = normalise(x, norm)
+    first = x = normalise(x, norm)
     if weights.mean or weights.maximum:
         seen = [pool(x) for pool, wanted in ((channel_mean, weights.mean), (channel_max, weights.maximum)) if wanted]
         logits_NC = torch.stack([_excite(z_NC, weights) for z_NC in seen]).sum(0)
         x = x * torch.sigmoid(logits_NC)[:, :, None, None]
-    if weights.spatial is None:
-        return x
-    return x * torch.sigmoid(normalise(convolve(spatial_stats(x), weights), weights.norm))
+    if weights.spatial is not None:
+        x = x * torch.sigmoid(normalise(convolve(spatial_stats(x), weights), weights.norm))
+    return blended(first, x, blend)
 
 
 def convolve(stats_N2HW: Tensor, weights: GateWeights) -> Tensor:

@@ -15,7 +15,12 @@ from attendo.kernels.selection import find
 
 
 def recalibrate(
-    x: Tensor, gates: Iterable[Tensor], residual: Tensor | None = None, relu: bool = False, inplace: bool = False
+    x: Tensor,
+    gates: Iterable[Tensor],
+    residual: Tensor | None = None,
+    relu: bool = False,
+    inplace: bool = False,
+    blend: Tensor | None = None,
 ) -> Tensor:
     """Multiply x by its gates; optionally add a shortcut and rectify, as the end of a residual block does.
 
@@ -25,8 +30,16 @@ def recalibrate(
         residual: the block's shortcut, the shape of x, added after the gates.
         relu: rectify last.
         inplace: x is not needed any more, and the result may take its memory; done where no gradient is needed.
+        blend: one number, (1): how much of the recalibrated map to take, the rest being x itself, before the residual
+            is added: ``x + blend * (recalibrated - x)``. None takes all of it.
     """
     gates = tuple(gates)
+    if blend is not None and len(gates) > 1:
+        x, gates = definition.blended(x, recalibrate(x, gates), blend), ()
+        if residual is None and not relu:
+            return x
+    if blend is not None:  # in the gate, which is small
+        gates = tuple(definition.blended(torch.ones_like(gate), gate, blend) for gate in gates)
     pair = _pair(x, gates)
     if pair is not None:
         channel, spatial = pair

@@ -29,14 +29,14 @@ _aten = torch.ops.aten
 
 
 def attend_training(
-    x: Tensor, weights: GateWeights, residual: Tensor | None, relu: bool, norm: Norm | None = None
+    x: Tensor, weights: GateWeights, residual: Tensor | None, relu: bool, norm: Norm | None, blend: Tensor | None
 ) -> Tensor:
     """As ``attend``; the caller has made sure that a CPU kernel takes x and everything beside it.
 
     A norm takes the batch's own statistics.
     """
     affine = (None, None) if norm is None else norm[:2]
-    out = _Attention.apply(x, residual, relu, weights.holding(_ABSENT), norm, *affine, *weights.tensors())
+    out = _Attention.apply(x, residual, relu, weights.holding(_ABSENT), norm, *affine, blend, *weights.tensors())
     return cast(Tensor, out)
 
 
@@ -51,28 +51,29 @@ class _Attention(torch.autograd.Function):
         norm: Norm | None,
         weight: Tensor | None,
         bias: Tensor | None,
+        blend: Tensor | None,
         *tensors: Tensor | None,
     ) -> Tensor:
         weights = frame.holding(tensors).contiguous()
         calls, before = cast(Calls, find(x)), None if norm is None else norm.contiguous()
-        out, kept = calls.attention_kept(x, weights, before, residual, relu)
+        out, kept = calls.attention_kept(x, weights, before, residual, relu, blend)
         spatial: tuple[Tensor, ...] = ()
         if kept.stats is not None:
             with _as_they_are():
                 spatial = _spatial_gate(kept.stats, weights)
-            out = calls.attention_finished(x, weights, before, kept, spatial[0], residual, relu)
+            out = calls.attention_finished(x, weights, before, kept, spatial[0], residual, relu, blend)
         if norm is not None and kept.norm is not None:
             _follow(norm, kept.norm, x.numel() // x.shape[1])
         if weights.norm is not None and weights.norm.momentum is not None:
             tensors = *tensors[:-2], None, None  # the next batch changes these two, and no gradient depends on them
         ctx.relu, ctx.frame, ctx.calls = relu, frame, calls  # another set rounds otherwise, and ties depend on it
         ctx.norm = None if norm is None else (norm.eps, norm.momentum)
-        ctx.save_for_backward(x, out if relu else None, weight, bias, *tensors, *kept, *spatial)
+        ctx.save_for_backward(x, out if relu else None, weight, bias, blend, *tensors, *kept, *spatial)
         return cast(Tensor, out)
 
     @staticmethod
     def backward(ctx: Any, up: Tensor) -> tuple[Any, ...]:
-        x, out, weight, bias, *saved = ctx.saved_tensors
+        x, out, weight, bias, blend, *saved = ctx.saved_tensors
         tensors, kept, spatial = saved[:_WEIGHTS], Kept._make(saved[_WEIGHTS:][:_KEPT]), saved[_WEIGHTS + _KEPT :]
         of_x, of_residual, _, _, _, *of_tensors = ctx.needs_input_grad
 
@@ -82,29 +83,32 @@ class _Attention(torch.autograd.Function):
         if torch.is_grad_enabled():
             up = up if out is None else torch.where(out <= 0, torch.zeros_like(up), up)
 
-            def defined(x: Tensor, weight: Tensor | None, bias: Tensor | None, *given: Tensor | None) -> tuple[Tensor]:
-                return (definition.attention(x, ctx.frame.holding(given), norm_of(weight, bias)),)
+            def defined(x: Tensor, *given: Tensor | None) -> tuple[Tensor]:
+                weight, bias, blend, *others = given
+                return (definition.attention(x, ctx.frame.holding(others), norm_of(weight, bias), blend),)
 
-            first, *others = differentiable_gradients(defined, [x, weight, bias, *tensors], [up])
+            first, *others = differentiable_gradients(defined, [x, weight, bias, blend, *tensors], [up])
             return first, up if of_residual else None, None, None, None, *others
         weights, norm = ctx.frame.holding(tensors).contiguous(), norm_of(weight, bias)
-        needed = dict(zip(TENSORS, of_tensors[2:], strict=True))
+        needed = dict(zip(TENSORS, of_tensors[3:], strict=True))
         up = up.contiguous(memory_format=layout_of(x))
-        calls, masked, residual = ctx.calls, of_residual and ctx.relu, None
+        calls, masked, known = ctx.calls, of_residual and ctx.relu, Gradients(None, None)
         gradients: dict[str, Tensor | None] = {}
         position: tuple[Tensor | None, Tensor | None] = None, None
         if kept.stats is not None:
-            of_gate, residual = calls.spatial_gradient(up, x, out, weights, kept, masked)
+            of_gate, known = calls.spatial_gradient(up, x, out, weights, kept, masked, spatial[0], blend is not None)
+            of_gate = of_gate if blend is None else of_gate * blend
             of_stats, gradients = _spatial_gate_backward(of_gate, kept.stats, spatial, weights, needed)
             position = spatial[0], of_stats.contiguous()
         wanted = of_x, masked
-        found = calls.attention_backward(up, x, out, weights, norm, kept, position, residual, wanted)
+        found = calls.attention_backward(up, x, out, weights, norm, kept, position, known, wanted, blend)
         with _as_they_are():
             gradients |= _channel_gate_weights(found, kept, needed)
         of_affine = (None, None) if found.norm is None else found.norm
         return (
             *(found.x, (found.residual if ctx.relu else up) if of_residual else None, None, None, None),
             *(_as(gradient, tensor) for gradient, tensor in zip(of_affine, (weight, bias), strict=True)),
+            _as(None if found.blend is None else found.blend.sum(), blend),
             *(_as(gradients.get(name), tensor) for name, tensor in zip(TENSORS, tensors, strict=True)),
         )
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from attendo._errors import InvalidArgument
-from attendo.functional import recalibrate
+from attendo.functional.definition import blended
 from attendo.layers import Attention, AttentionConv
-from attendo.layers._bare import hooked
+from attendo.layers._bare import fresh, watched
 from attendo.layers._base import Gate
 
 Start = Literal["identity", "paper"]
@@ -55,18 +55,20 @@ class Inserted(nn.Module):
         self.name, self.arguments, self.settings, self.start = name, arguments, settings, start
         self.alpha = nn.Parameter(torch.zeros(1)) if start == "identity" else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Blend: (N, C, H, W) -> the same shape and dtype, also where autocast computes the mechanism in another."""
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Blend: (N, C, H, W) -> the same shape and dtype, also where autocast computes the mechanism in another.
+
+        Args:
+            x: feature map.
+            inplace: x is not needed any more; see ``attendo.functional.recalibrate``.
+        """
         mechanism = self.mechanism
-        if self.alpha is not None and type(mechanism).forward is Gate.forward and not hooked(mechanism):
-            gates = mechanism.gates(x)
-            if len(gates) == 1:  # x + alpha * (x * gate - x) in one pass over x
-                gate = torch.lerp(torch.ones_like(gates[0]), gates[0], self.alpha.type_as(gates[0]))
-                return recalibrate(x, (gate,)).type_as(x)
+        if type(mechanism).forward is Gate.forward and not watched(mechanism):
+            return cast(Gate, mechanism).recalibrate(x, inplace=inplace, blend=self.alpha).type_as(x)
         recalibrated = mechanism(x)
         if self.alpha is None:
             return recalibrated if isinstance(mechanism, AttentionConv) else recalibrated.type_as(x)
-        return torch.lerp(x, recalibrated.type_as(x), self.alpha.type_as(x))
+        return blended(x, recalibrated, self.alpha)
 
     def extra_repr(self) -> str:
         """Name what was inserted."""
@@ -116,11 +118,16 @@ class Replaced(Inserted):
 
 
 def _recalibrate_output(site: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return cast(Tensor, getattr(site, NAME)(output))
+    return _recalibrated(site, getattr(site, NAME), output)
 
 
 def _recalibrate_output_from_afar(site: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return cast(Tensor, site.get_submodule(getattr(site, _FAR))(output))
+    return _recalibrated(site, cast(Inserted, site.get_submodule(getattr(site, _FAR))), output)
+
+
+def _recalibrated(site: nn.Module, inserted: Inserted, output: Tensor) -> Tensor:
+    unseen = fresh(site, ours=1) and not watched(inserted)
+    return cast(Tensor, inserted(output, inplace=True) if unseen else inserted(output))
 
 
 def home_of(model: nn.Module, path: str, replaces: bool = False) -> str:

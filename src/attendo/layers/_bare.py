@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from attendo.kernels.gates import Norm
 
@@ -18,10 +19,21 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
-def fresh(module: nn.Module) -> bool:
-    """Whether what a convolution or a batch norm returns is a tensor that nobody else has."""
+def watched(module: nn.Module) -> bool:
+    """Whether a call of this module is seen by somebody, or is another than its class says."""
+    return hooked(module) or "forward" in module.__dict__ or _has_any_global_hook()
+
+
+def fresh(module: nn.Module, ours: int = 0) -> bool:
+    """Whether what a convolution or a batch norm returns is a tensor that nobody else has.
+
+    Args:
+        module: what returned it.
+        ours: how many hooks of its output are the caller's own.
+    """
     kinds = nn.Conv2d, nn.BatchNorm2d
-    return type(module) in kinds and not module._forward_hooks and "forward" not in module.__dict__
+    seen = len(module._forward_hooks) > ours or "forward" in module.__dict__ or _has_any_global_hook()
+    return type(module) in kinds and not seen
 
 
 def bare_tensors(module: nn.Module | None) -> tuple[Tensor | None, Tensor | None] | None:

@@ -69,6 +69,7 @@ class Gate(Attention):
         relu: bool = False,
         inplace: bool = False,
         norm: nn.Module | None = None,
+        blend: Tensor | None = None,
     ) -> Tensor:
         """Multiply x by its gates, as ``forward`` does, for a block that has more to do in the same pass.
 
@@ -80,19 +81,26 @@ class Gate(Attention):
             relu: see there.
             inplace: see there.
             norm: what x goes through before all this.
+            blend: as of ``attendo.functional.recalibrate``.
         """
-        out = self.one_call(x, residual, relu, inplace, norm)
+        out = self.one_call(x, residual, relu, inplace, norm, blend)
         if out is None and norm is not None:
             x, inplace = norm(x), fresh(norm)
-            out = self.one_call(x, residual, relu, inplace)
-        return recalibrate(x, self.gates(x), residual, relu, inplace) if out is None else out
+            out = self.one_call(x, residual, relu, inplace, None, blend)
+        return recalibrate(x, self.gates(x), residual, relu, inplace, blend) if out is None else out
 
     def one_call(
-        self, x: Tensor, residual: Tensor | None, relu: bool, inplace: bool, norm: nn.Module | None = None
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        inplace: bool,
+        norm: nn.Module | None = None,
+        blend: Tensor | None = None,
     ) -> Tensor | None:
         """Do what ``recalibrate`` does where a single call of a kernel can; else None, and nothing has happened."""
         if not torch.compiler.is_compiling() and (repeat := self._memory.repeat) is not None:
-            out = repeat(self, x, residual, relu, inplace, norm)
+            out = repeat(self, x, residual, relu, inplace, (norm, blend))
             if out is not None:
                 return out
         weights = None if "gates" in self.__dict__ else self.weights()
@@ -103,9 +111,9 @@ class Gate(Attention):
         before = None if norm is None else batch_norm(norm)
         if norm is not None and before is None:
             return None
-        out = attend(x, weights, residual, relu, inplace, before)
+        out = attend(x, weights, residual, relu, inplace, before, blend)
         if out is not None:
-            self._memory.learn(self, norm, x, weights, before)
+            self._memory.learn(self, (norm, blend), x, weights, before)
         return out
 
 

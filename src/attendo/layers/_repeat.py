@@ -21,6 +21,7 @@ from attendo.kernels.cpu.calls import Calls
 from attendo.kernels.cpu.packing import NOTHING, pack_attention
 from attendo.kernels.gates import GateWeights, Norm
 
+Beside = tuple[nn.Module | None, Tensor | None]  # what a gate is called with: a norm before it, a blend
 _values, _address, _dense = dict.values, Tensor.data_ptr, Tensor.is_contiguous
 _grad, _watched, _threads = torch.is_grad_enabled, selection.watched, torch.get_num_threads
 _CALL = Struct("=2q3Q")  # of Attention in native/attention.h what differs from call to call: threads, relu, three maps
@@ -32,31 +33,31 @@ class Repeat:
 
     Args:
         gate: the gate; hooks of its own are its caller's affair.
-        norm: the module before it, or None.
+        beside: the norm before it, and how much of the recalibrated map to blend.
         calls: the kernels that ran.
         x: the map they were given.
         weights: what ``gate`` named.
-        before: what ``norm`` does.
-        tensors: of both.
+        before: what the norm does.
+        tensors: of all these.
     """
 
     __slots__ = (
-        *("call", "chosen", "dicts", "dtype", "hooks", "kinds", "modules", "norm", "packed", "shape", "state"),
+        *("beside", "call", "chosen", "dicts", "dtype", "hooks", "kinds", "modules", "packed", "shape", "state"),
         *("stride", "tensors", "where"),
     )
 
     def __init__(
         self,
         gate: nn.Module,
-        norm: nn.Module | None,
+        beside: Beside,
         calls: Calls,
         x: Tensor,
         weights: GateWeights,
         before: Norm | None,
         tensors: list[Tensor],
     ) -> None:
-        inner = [module for module in gate.modules() if module is not gate] + ([] if norm is None else [norm])
-        self.norm, self.chosen, self.call = norm, selection.chosen(), calls.native_attention
+        inner = [module for module in gate.modules() if module is not gate] + ([] if beside[0] is None else [beside[0]])
+        self.beside, self.chosen, self.call = beside, selection.chosen(), calls.native_attention
         self.modules = [gate, *inner]
         self.kinds = list(map(type, self.modules))
         self.dicts = [d for m in self.modules for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
@@ -66,16 +67,18 @@ class Repeat:
         self.tensors = tensors
         self.where = list(map(_address, self.tensors))
         self.dtype, self.shape, self.stride = x.dtype, x.shape, x.stride()
-        packed = pack_attention(x, weights, before, NOTHING, None, None, False, None)
+        packed = pack_attention(x, weights, before, NOTHING, None, None, False, None, beside[1])
         self.packed = packed[:_BEGIN], packed[_END:]
 
     def __call__(
-        self, gate: nn.Module, x: Tensor, residual: Tensor | None, relu: bool, inplace: bool, norm: nn.Module | None
+        self, gate: nn.Module, x: Tensor, residual: Tensor | None, relu: bool, inplace: bool, beside: Beside
     ) -> Tensor | None:
         """Do the same to x; None if it is not the same."""
         if gate is not self.modules[0]:  # a shallow copy, with parameters of its own perhaps
             return None
-        if _grad() or _watched() is not None or selection.chosen() is not self.chosen or norm is not self.norm:
+        if _grad() or _watched() is not None or selection.chosen() is not self.chosen:
+            return None
+        if beside[0] is not self.beside[0] or beside[1] is not self.beside[1]:
             return None
         if not self._like(x) or not (residual is None or self._like(residual)) or any(self.hooks):
             return None
@@ -122,16 +125,15 @@ class Memory:
         self.repeat: Repeat | None = None
         self.shape: torch.Size | None = None
 
-    def learn(
-        self, gate: nn.Module, norm: nn.Module | None, x: Tensor, weights: GateWeights, before: Norm | None
-    ) -> None:
+    def learn(self, gate: nn.Module, beside: Beside, x: Tensor, weights: GateWeights, before: Norm | None) -> None:
         """Keep the call that was just made, if it was one in inference, and the second of its shape."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not x.is_cpu:
             return
         again, self.shape, self.repeat = self.shape == x.shape, x.shape, None
-        named = [tensor for tensor in (*weights.tensors(), *(before or ())[:4]) if isinstance(tensor, Tensor)]
+        everything = *weights.tensors(), *(before or ())[:4], beside[1]
+        named = [tensor for tensor in everything if isinstance(tensor, Tensor)]
         if again and all(map(_dense, named)):
-            self.repeat = Repeat(gate, norm, cast(Calls, selection.find(x)), x, weights, before, named)
+            self.repeat = Repeat(gate, beside, cast(Calls, selection.find(x)), x, weights, before, named)
 
     def __deepcopy__(self, _: dict[int, Any]) -> Memory:
         return Memory()

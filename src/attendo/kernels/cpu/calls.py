@@ -137,17 +137,24 @@ class Calls:
         relu: bool,
         out: Tensor | None = None,
         norm: Norm | None = None,
+        blend: Tensor | None = None,
     ) -> Tensor:
         """A whole attention in one call, of x or of what ``norm`` makes of it.
 
-        The tensors of ``weights`` and ``norm`` are contiguous and of the dtype of x.
+        The tensors of ``weights`` and ``norm``, and ``blend``, are contiguous and of the dtype of x.
         """
         out = torch.empty_like(x) if out is None else out
-        self.native_attention(pack_attention(x, weights, norm, NOTHING, None, residual, relu, out))
+        self.native_attention(pack_attention(x, weights, norm, NOTHING, None, residual, relu, out, blend))
         return out
 
     def attention_kept(
-        self, x: Tensor, weights: GateWeights, norm: Norm | None, residual: Tensor | None, relu: bool
+        self,
+        x: Tensor,
+        weights: GateWeights,
+        norm: Norm | None,
+        residual: Tensor | None,
+        relu: bool,
+        blend: Tensor | None = None,
     ) -> tuple[Tensor | None, Kept]:
         """A whole attention, and what its gradients need; with a spatial half its statistics end it, and no result.
 
@@ -165,7 +172,7 @@ class Calls:
             ties=None if weights.spatial is None else _numbers(x, samples, height, width),
         )
         out = torch.empty_like(x) if weights.spatial is None else None
-        self.native_attention(pack_attention(x, weights, norm, kept, None, residual, relu, out))
+        self.native_attention(pack_attention(x, weights, norm, kept, None, residual, relu, out, blend))
         return out, kept
 
     def attention_finished(
@@ -177,22 +184,48 @@ class Calls:
         spatial: Tensor,
         residual: Tensor | None,
         relu: bool,
+        blend: Tensor | None = None,
     ) -> Tensor:
         """What ``attention_kept`` left to do: multiply by the gates, add, rectify; spatial is a gate (N, 1, H, W)."""
         out = torch.empty_like(x)
-        self.native_attention(pack_attention(x, weights, norm, kept, spatial, residual, relu, out))
+        self.native_attention(pack_attention(x, weights, norm, kept, spatial, residual, relu, out, blend))
         return out
 
     def spatial_gradient(
-        self, up: Tensor, x: Tensor, out: Tensor | None, weights: GateWeights, kept: Kept, masked: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Gradient (N, H, W) of the spatial gate, and, if ``masked``, up where the ReLU let it through."""
+        self,
+        up: Tensor,
+        x: Tensor,
+        out: Tensor | None,
+        weights: GateWeights,
+        kept: Kept,
+        masked: bool,
+        spatial: Tensor,
+        blended: bool = False,
+    ) -> tuple[Tensor, Gradients]:
+        """What is to be known before ``attention_backward`` where there is a spatial gate.
+
+        Args:
+            up: see there, as are the next four.
+            x: see there.
+            out: see there.
+            weights: see there.
+            kept: see there.
+            masked: whether a residual wants its gradient, up where the ReLU let it through.
+            spatial: the gate, (N, 1, H, W).
+            blended: whether there is a blend, which wants its gradient.
+
+        Returns:
+            The gradient (N, H, W) of the spatial gate, not yet times the blend; those of the residual and the blend.
+        """
         samples, _, height, width = x.shape
-        found = _numbers(x, samples, height, width)
-        residual = torch.empty_like(x) if masked else None
-        nothing = Gradients(None, residual)
-        self._attention_backward(pack_backward(up, x, out, weights, 0.0, kept, (None, None), nothing, found, False))
-        return found, residual
+        size = samples, height, width
+        found = Gradients(
+            x=None, residual=torch.empty_like(x) if masked else None, blend=_numbers(x, *size) if blended else None
+        )
+        gradient = _numbers(x, *size)
+        given = weights, 0.0, kept, (spatial, None), found, gradient, False, None
+        self._attention_backward(pack_backward(up, x, out, *given))
+        return gradient, found
 
     def attention_backward(
         self,
@@ -203,8 +236,9 @@ class Calls:
         norm: Norm | None,
         kept: Kept,
         spatial: tuple[Tensor | None, Tensor | None],
-        residual: Tensor | None,
+        known: Gradients,
         wanted: tuple[bool, bool],
+        blend: Tensor | None = None,
     ) -> Gradients:
         """The gradients of a whole attention.
 
@@ -213,23 +247,26 @@ class Calls:
             x: what went in.
             out: the result, where it was rectified.
             weights: as in the forward pass.
-            norm: as in the forward pass.
+            norm: as in the forward pass; None with a blend.
             kept: by the forward pass.
             spatial: the spatial gate (N, 1, H, W), and the gradient (N, 2, H, W) of the statistics that it came from.
-            residual: the gradient of the residual, where ``spatial_gradient`` gave it.
+            known: what ``spatial_gradient`` gave.
             wanted: whether to compute the gradients of x and of a residual.
+            blend: as in the forward pass.
         """
-        conv, channels = weights.conv, x.shape[1]
+        (samples, channels, _, _), conv = x.shape, weights.conv
         found = Gradients(
             x=torch.empty_like(x) if wanted[0] else None,
-            residual=torch.empty_like(x) if wanted[1] and residual is None else residual,
+            residual=torch.empty_like(x) if wanted[1] and known.residual is None else known.residual,
             norm=None if norm is None else _numbers(x, 2, channels),
             logits=None if kept.gate is None else torch.empty_like(kept.gate),
             raw=None if kept.raw is None else torch.empty_like(kept.raw),
-            conv=None if conv is None else _numbers(x, x.shape[0], conv.shape[-1]),
+            conv=None if conv is None else _numbers(x, samples, conv.shape[-1]),
+            blend=_numbers(x, samples, channels) if blend is not None and known.blend is None else known.blend,
         )
-        eps, masked = 0.0 if norm is None else norm.eps, residual is not None
-        self._attention_backward(pack_backward(up, x, out, weights, eps, kept, spatial, found, None, masked))
+        eps, masked = 0.0 if norm is None else norm.eps, known.residual is not None
+        given = weights, eps, kept, spatial, found, None, masked, blend
+        self._attention_backward(pack_backward(up, x, out, *given))
         return found
 
     def grouped_conv(self, x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:

@@ -9,7 +9,7 @@ from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int32, c_int64, c_
 
 from attendo.kernels.cpu.build import LIBRARY, REASON
 
-INTERFACE = 2  # of native/dispatch.cpp
+INTERFACE = 3  # of native/dispatch.cpp
 AGAIN = "python -m attendo.kernels.cpu"
 SETS = ("avx512", "avx2", "plain")  # best first
 
@@ -24,10 +24,11 @@ class Shape(Structure):
 
 
 # Attention of native/attention.h: sizes and flags, pointers, the norm's epsilon, sizes and flags; the norm before it,
-# and what is kept.
-ATTENTION = struct.Struct("=8q13Qd6q4Qdq8Q")
-# AttentionBackward of native/attention_backward.h: sizes and flags, pointers, the epsilon of the norm before, flags.
-ATTENTION_BACKWARD = struct.Struct("=7q22Qd5q")
+# what is kept, and what is blended.
+ATTENTION = struct.Struct("=8q13Qd6q4Qdq9Q")
+# AttentionBackward of native/attention_backward.h: sizes and flags, pointers, the epsilon of the norm before, flags,
+# blend.
+ATTENTION_BACKWARD = struct.Struct("=7q22Qd5q2Q")
 
 
 _P, _I, _B, _S = c_void_p, c_int64, c_int32, POINTER(Shape)

@@ -45,6 +45,7 @@ class Gradients(NamedTuple):
         logits: of what the channel gate's sigmoid was given, (N, C).
         raw: of ``Kept.raw``.
         conv: of the convolution over channels, per sample: (N, kernel size).
+        blend: numbers whose sum it is.
     """
 
     x: Tensor | None
@@ -53,6 +54,7 @@ class Gradients(NamedTuple):
     logits: Tensor | None = None
     raw: Tensor | None = None
     conv: Tensor | None = None
+    blend: Tensor | None = None
 
 
 NOTHING = Kept(*(None,) * len(Kept._fields))
@@ -67,6 +69,7 @@ def pack_attention(
     residual: Tensor | None,
     relu: bool,
     out: Tensor | None,
+    blend: Tensor | None,
 ) -> bytes:
     """Pack a call of ``attention``.
 
@@ -79,6 +82,7 @@ def pack_attention(
         residual: the shortcut.
         relu: whether to rectify.
         out: where the result goes; None if the call ends with the spatial statistics.
+        blend: how much of the recalibrated map to take, one number.
     """
     fc1, conv = weights.fc1, weights.conv
     if norm is None:
@@ -99,7 +103,7 @@ def pack_attention(
         *(0 if spatial is None else spatial.shape[-1], weights.mean, weights.maximum, weights.maximum_first),
         *before,
         *[0 if tensor is None else tensor.data_ptr() for tensor in later],
-        0 if known is None else known.data_ptr(),
+        *(0 if known is None else known.data_ptr(), 0 if blend is None else blend.data_ptr()),
     )
 
 
@@ -114,6 +118,7 @@ def pack_backward(
     found: Gradients,
     of_spatial: Tensor | None,
     masked: bool,
+    blend: Tensor | None,
 ) -> bytes:
     """Pack a call of ``attention_backward``; the arguments are those of ``Calls.attention_backward``.
 
@@ -128,13 +133,14 @@ def pack_backward(
         found: where the gradients go.
         of_spatial: where that of the spatial gate goes; the call ends with it.
         masked: whether ``found.residual`` is known already.
+        blend: see there.
     """
     fc1, conv = weights.fc1, weights.conv
     return library.ATTENTION_BACKWARD.pack(
         *(*x.shape, DTYPES[x.dtype], not x.is_contiguous(), torch.get_num_threads()),
-        *map(_address, (up, x, out, fc1, weights.fc2, conv, *kept, *spatial, *found, of_spatial)),
+        *map(_address, (up, x, out, fc1, weights.fc2, conv, *kept, *spatial, *found[:-1], of_spatial)),
         *(eps, 0 if fc1 is None else fc1.shape[0], 0 if conv is None else conv.shape[-1]),
-        *(weights.mean, weights.maximum, masked),
+        *(weights.mean, weights.maximum, masked, _address(blend), _address(found.blend)),
     )
 
 

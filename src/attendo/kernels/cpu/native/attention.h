@@ -276,13 +276,17 @@ struct AttentionSteps {
         const index rows = last ? P : C, strip = most(1, least(rows, 8192 / most(1, last ? C : P)));
         const index strips = ceil_of(rows, strip);
         const T* const residual = in(g.residual);
+        const Blend<T> blend(g.blend);
+        with_flag(g.blend, [&](auto blended) {
 #pragma omp for schedule(static)
-        for (index task = 0; task < count * strips; ++task) {
-            const index n = task / strips, begin = task % strips * strip, at = (first + n) * s.size();
-            scaled_rows<T>(source(first + n), s, begin, least(rows, begin + strip), gate ? gate + n * C : nullptr,
-                           maps || g.known ? map_.data + n * P : nullptr, residual ? residual + at : nullptr, g.relu != 0,
-                           out + at);
-        }
+            for (index task = 0; task < count * strips; ++task) {
+                const index n = task / strips, begin = task % strips * strip, at = (first + n) * s.size();
+                scaled_rows<T, decltype(blended)::value>(source(first + n), s, begin, least(rows, begin + strip),
+                                                         gate ? gate + n * C : nullptr,
+                                                         maps || g.known ? map_.data + n * P : nullptr, blend,
+                                                         residual ? residual + at : nullptr, g.relu != 0, out + at);
+            }
+        });
     }
 };
 

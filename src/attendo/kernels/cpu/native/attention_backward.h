@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "factors.h"
+#include "spatial_gradient.h"
 
 namespace attendo {
 namespace ATTENDO_ISA {
@@ -23,6 +24,7 @@ struct AttentionBackwardSteps {
     const index C, P, together, B, block, rows, length, strip, strips;
     const ChannelGate<T> channel;
     const bool gated, spatial;
+    const Blend<T> blend;
     const T *const up, *const x, *const out;
     T *const gradient, *const residual_gradient;
     Scratch<Number> channels_, positions_, gate_gradient_, sum_gradient_, pooled_gradient_, partial_;
@@ -42,6 +44,7 @@ struct AttentionBackwardSteps {
           channel{in(g.fc1), nullptr, in(g.fc2), nullptr, in(g.conv), C, g.hidden, g.kernel_size, g.mean && g.maximum ? 2 : 1},
           gated(g.gate),
           spatial(g.spatial && !g.spatial_gradient),
+          blend(g.blend),
           up(in(g.up)),
           x(in(g.x)),
           out(in(g.out)),
@@ -89,7 +92,7 @@ struct AttentionBackwardSteps {
             const index count = least(together, s.samples - first);
             prepare(first, count);
             if (g.spatial_gradient) {
-                map(first, count);
+                spatial_gradient<T, LAST>(*this, first, count);
                 continue;
             }
             if (gated || NORMED) sum(first, count);
@@ -110,14 +113,16 @@ struct AttentionBackwardSteps {
         for (index n = 0; n < count; ++n) {
             for (index c = 0; c < C; ++c) {
                 const index i = n * C + c;
-                of_channels(GATE)[i] = of_channels(FACTOR)[i] = gated ? number(g.gate)[(first + n) * C + c] : 1;
+                const Number gate = gated ? number(g.gate)[(first + n) * C + c] : 1;
+                of_channels(GATE)[i] = gate;
+                of_channels(FACTOR)[i] = spatial ? gate : blend.of(gate);
                 of_channels(FLAT)[i] = of_channels(SHARE)[i] = of_channels(TOP)[i] = of_channels(SLOPE)[i] = 0;
                 of_channels(CENTRE)[i] = NORMED ? number(g.norm)[2 * C + c] : 0;
                 if (gated && g.maximum) of_channels(TOP)[i] = number(g.pooled)[((first + n + 1) * channel.both - 1) * C + c];
             }
             for (index p = 0; spatial && p < P; ++p) {
                 const index at = (first + n) * P + p, mean = (first + n) * 2 * P + p, maximum = mean + P;
-                of_positions(0)[n * P + p] = S::get(in(g.spatial)[at]);
+                of_positions(0)[n * P + p] = S::get(in(g.spatial)[at]) * blend.share;
                 of_positions(1)[n * P + p] = S::get(in(g.stats_gradient)[mean]) / Number(C);
                 of_positions(2)[n * P + p] = S::get(in(g.stats_gradient)[maximum]) / number(g.ties)[at];
                 of_positions(3)[n * P + p] = S::get(in(g.stats)[maximum]);
@@ -138,38 +143,6 @@ struct AttentionBackwardSteps {
             if (kept) put(kept + i, u);
             f(kind, u, from + i);
         });
-    }
-
-    // The gradient of the spatial gate.
-    void map(index first, index count) const {
-        const index tile = LAST ? strip : least(TILE, P), tiles = ceil_of(P, tile);
-#pragma omp for schedule(static)
-        for (index task = 0; task < count * tiles; ++task) {
-            const index n = task / tiles, begin = task % tiles * tile, width = least(tile, P - begin);
-            Number* const sums = to(g.spatial_gradient) + (first + n) * P + begin;
-            for (index p = 0; p < width; ++p) sums[p] = 0;
-            for (index r = LAST ? begin : 0; r < (LAST ? begin + width : C); ++r) {
-                const auto xs = source(first + n).row(r * length, r);
-                const auto gate = channel_of(n, r).gate;
-                if constexpr (LAST) {
-                    Vector sum{};
-                    Number rest = 0;
-                    each(first + n, r, 0, C, [&](auto* kind, auto u, index i) {
-                        const auto v = u * xs.at(kind, i) * gate.at(kind, i);
-                        if constexpr (sizeof v == sizeof sum)
-                            sum += v;
-                        else
-                            rest += v;
-                    });
-                    sums[r - begin] = sum_of<T>(sum) + rest;
-                } else {
-                    each(first + n, r, begin, width, [&](auto* kind, auto u, index i) {
-                        Number* const at = sums + i - begin;
-                        put(at, got(kind, at) + u * xs.at(kind, i) * gate.at(kind, i));
-                    });
-                }
-            }
-        }
     }
 
     // What is summed over the positions of each channel, and the gradient of the residual.
@@ -232,6 +205,10 @@ struct AttentionBackwardSteps {
                 const Number *const scale = number(g.norm) + i % C, *const shift = scale + C, centre = of_channels(CENTRE)[i];
                 gradient_ = gradient_ * *scale + of_channels(SUM)[i] * (*scale * centre + *shift);
             }
+            if (!spatial) {
+                if (g.blend_gradient) to(g.blend_gradient)[first * C + i] = gradient_ * (of_channels(GATE)[i] - 1);
+                gradient_ *= blend.share;
+            }
             gate_gradient_.data[i] = gradient_;
         }
     }
@@ -279,6 +256,7 @@ struct AttentionBackwardSteps {
         const T* const ups = known ? residual_gradient : up;
         const T* const outs = known ? nullptr : out;
         T* const kept = known ? nullptr : residual_gradient;
+        const bool mixed = spatial && g.blend;
         with_flag(spatial, [&](auto has_spatial) {
             with_flag(gated && g.maximum, [&](auto maximum) {
 #pragma omp for schedule(static)
@@ -300,6 +278,8 @@ struct AttentionBackwardSteps {
                             auto all = gated_gradient<T, SPATIAL>(kind, u, v, channel_, position, i) *
                                            channel_.factor.at(kind, i) +
                                        channel_.flat.at(kind, i);
+                            if constexpr (SPATIAL)
+                                if (mixed) all += u * blend.rest;
                             if constexpr (NORMED)
                                 all += (got(kind, x + begin + i) - channel_.centre.at(kind, i)) * channel_.slope.at(kind, i);
                             if constexpr (MAXIMUM)

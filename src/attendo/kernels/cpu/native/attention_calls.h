@@ -29,6 +29,7 @@ struct Attention {
     void *stats, *ties;         // of the positions: (N, 2, P) in dtype, mean first, and (N, P)
     // The spatial gate (N, P), where it is known: then `gate` and `norm` are too, and only the last step remains.
     const void* known;
+    const void* blend;  // one number: how much of the recalibrated map to take, the rest being the map itself
 };
 
 // "Kept" is what the forward pass left, "number" the number computed with.
@@ -47,6 +48,8 @@ struct AttentionBackward {
     double before_eps;
     index hidden, kernel_size, mean, maximum;
     index masked;  // residual_gradient has been written
+    const void* blend;     // as in Attention
+    void* blend_gradient;  // numbers whose sum is its gradient: (N, P) with spatial_gradient, else (N, C)
 };
 
 }  // namespace ATTENDO_ISA

@@ -34,5 +34,5 @@ __attribute__((visibility("default"))) const AttendoTable* attendo_table(const c
 }
 
 // Raised whenever the interface changes; the Python side refuses a library of another number.
-__attribute__((visibility("default"))) int attendo_interface() { return 2; }
+__attribute__((visibility("default"))) int attendo_interface() { return 3; }
 }

@@ -20,43 +20,58 @@ inline void with_flag(bool flag, const F& f) {
         f(Flag<false>{});
 }
 
+// How much of the recalibrated map to take, and of the map itself.
+template <class T>
+struct Blend {
+    NumberOf<T> share = 1, rest = 0;
+    explicit Blend(const void* one) {
+        if (one) share = Store<T>::get(*static_cast<const T*>(one)), rest = 1 - share;
+    }
+    NumberOf<T> of(NumberOf<T> gate) const { return gate * share + rest; }
+};
+
 // out = x * scale * gates + residual over n consecutive elements; gates and residual only where the flags say so.
-template <bool GATED, bool ADDED, bool RECTIFIED, class T, class X>
-inline void scaled_row(X x, NumberOf<T> scale, const NumberOf<T>* gates, const T* residual, T* out, index n) {
+// BLENDED: of the gates, x * (scale * gates + rest).
+template <bool GATED, bool BLENDED, bool ADDED, bool RECTIFIED, class T, class X>
+inline void scaled_row(X x, NumberOf<T> scale, NumberOf<T> rest, const NumberOf<T>* gates, const T* residual, T* out, index n) {
     using S = Store<T>;
     using V = VectorOf<T>;
     using N = Store<NumberOf<T>>;
     constexpr int L = LANES<T>;
-    const V scales = broadcast<V>(scale);
+    const V scales = broadcast<V>(scale), rests = broadcast<V>(rest);
     index i = 0;
     for (; i + L <= n; i += L) {
-        V v = x.vector(i) * scales;
-        if (GATED) v = v * N::load(gates + i);
+        V v = BLENDED ? x.vector(i) * (N::load(gates + i) * scales + rests) : x.vector(i) * scales;
+        if (GATED && !BLENDED) v = v * N::load(gates + i);
         if (ADDED) v = v + S::load(residual + i);
         S::save(out + i, RECTIFIED ? rectified(v) : v);
     }
     for (; i < n; ++i) {
-        NumberOf<T> v = x.number(i) * scale;
-        if (GATED) v = v * gates[i];
+        NumberOf<T> v = BLENDED ? x.number(i) * (gates[i] * scale + rest) : x.number(i) * scale;
+        if (GATED && !BLENDED) v = v * gates[i];
         if (ADDED) v = v + S::get(residual[i]);
         out[i] = S::put(RECTIFIED ? rectified(v) : v);
     }
 }
 
 // Rows [from, to) of one sample: channels of the contiguous layout, positions of the channels_last one.
-// channel: C factors or null; spatial: P factors or null. out may be where x comes from.
-template <class T, class X>
+// channel: C factors or null; spatial: P factors or null. out may be where x comes from. BLENDED: as blend says.
+template <class T, bool BLENDED, class X>
 void scaled_rows(X x, const Shape& s, index from, index to, const NumberOf<T>* channel, const NumberOf<T>* spatial,
-                 const T* residual, bool relu, T* out) {
+                 const Blend<T>& blend, const T* residual, bool relu, T* out) {
     const index row = s.channels_last ? s.channels : s.positions;
     const NumberOf<T>* along = s.channels_last ? channel : spatial;   // varies within a row
     const NumberOf<T>* across = s.channels_last ? spatial : channel;  // one factor per row
     with_flag(along, [&](auto gated) {
         with_flag(residual, [&](auto added) {
             with_flag(relu, [&](auto rectify) {
-                for (index r = from; r < to; ++r)
-                    scaled_row<decltype(gated)::value, decltype(added)::value, decltype(rectify)::value, T>(
-                        x.row(r * row, r), across ? across[r] : 1, along, residual ? residual + r * row : nullptr, out + r * row, row);
+                constexpr bool GATED = decltype(gated)::value;
+                for (index r = from; r < to; ++r) {
+                    const NumberOf<T> gate = across ? across[r] : 1;
+                    scaled_row<GATED, GATED && BLENDED, decltype(added)::value, decltype(rectify)::value, T>(
+                        x.row(r * row, r), !BLENDED ? gate : GATED ? gate * blend.share : blend.of(gate), blend.rest, along,
+                        residual ? residual + r * row : nullptr, out + r * row, row);
+                }
             });
         });
     });
@@ -78,9 +93,10 @@ void recalibrate(const T* x, Shape s, const T* channel, index channel_samples, c
     const index tasks = ceil_of(rows, together);
     parallel(threads, s.samples * tasks, s.elements() * index(sizeof(T)), [=](index task) {
         const index n = task / tasks, from = task % tasks * together;
-        scaled_rows<T>(Plain<T>{x + n * s.size()}, s, from, least(rows, from + together),
-                       c ? c + (channel_samples > 1 ? n * C : 0) : nullptr, p ? p + (spatial_samples > 1 ? n * P : 0) : nullptr,
-                       residual ? residual + n * s.size() : nullptr, relu, out + n * s.size());
+        scaled_rows<T, false>(Plain<T>{x + n * s.size()}, s, from, least(rows, from + together),
+                              c ? c + (channel_samples > 1 ? n * C : 0) : nullptr,
+                              p ? p + (spatial_samples > 1 ? n * P : 0) : nullptr, Blend<T>(nullptr),
+                              residual ? residual + n * s.size() : nullptr, relu, out + n * s.size());
     });
 }
 
