@@ -9,6 +9,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
@@ -639,6 +640,14 @@ def test_a_comparison_prints_and_is_json():
     result = profiling.compare_latency({"a": small(), "b": small()}, SIZE, **QUICK)
     assert set(json.loads(json.dumps(result.as_dict(), allow_nan=False))["ratios"]["b"]) == {"value", "low", "high"}
     assert "ratio to a [95 %]" in str(result)
+
+
+@pytest.mark.parametrize(("quartiles", "said"), [((1.9, 2.4), False), ((1.9, 2.41), True)])
+def test_a_median_whose_quartiles_lie_far_apart_is_said_to_be_of_a_busy_machine(quartiles, said):
+    result = profiling.compare_latency({"a": small(), "b": small()}, SIZE, **QUICK)
+    latencies = {name: replace(one, median_ms=2.0, quartiles_ms=(2.0, 2.0)) for name, one in result.latencies.items()}
+    latencies["b"] = replace(latencies["b"], quartiles_ms=quartiles)
+    assert ("The machine was busy when the latency of b was" in str(replace(result, latencies=latencies))) is said
 
 
 # ---- refusals

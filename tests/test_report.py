@@ -369,11 +369,31 @@ def path_numbers(element):
 
 
 def test_a_wide_spread_of_latency_stays_inside_its_axes():
-    noisy = [replace(result, latency_spread_ms=4.0) for result in CLEAR]
+    noisy = [replace(result, latency_spread_ms=0.25 * 3.1) for result in CLEAR]
     drawing = Page(render(noisy, SPEC, ENVIRONMENT)).drawings("costs")[1]
     flat = [line for series in range(4) for line in lines(drawing, series, "1.5") if line[1] == line[3]]
     assert len(flat) == 4
     assert all(40 < left < right < 360 - 118 for left, _, right, _ in flat)
+
+
+def test_the_latency_of_a_busy_machine_is_no_number_but_a_word_with_the_way_out():
+    results = [replace(r, latency_ms=1.02, latency_spread_ms=58) if r.attention == "se" else r for r in CLEAR]
+    page = Page(render(results, SPEC, ENVIRONMENT))
+    assert page.rows()["", "se"][-3] == "busy"
+    assert page.rows()["", "eca"][-3] == "3.10 ± 0.10±0 %"
+    said = " ".join(page.root.all("p", **{"class": "notice"})[0].text.split())
+    assert said.startswith("The machine was busy when the latency of se was measured")
+    assert said.endswith("Measure again when the machine rests. The same command does, and trains nothing twice.")
+    assert "se " not in page.drawings("costs")[1].attributes["aria-label"]
+
+
+def test_a_cost_is_not_compared_with_that_of_a_busy_machine():
+    results = [replace(r, latency_spread_ms=58) if r.attention == "none" else r for r in CLEAR]
+    assert Page(render(results, SPEC, ENVIRONMENT)).rows()["", "eca"][-3] == "3.10 ± 0.10"
+
+
+def test_nothing_is_said_of_a_machine_that_rested():
+    assert not Page(clear_page()).root.all("p", **{"class": "notice"})
 
 
 def test_only_a_detected_difference_is_filled():

@@ -33,6 +33,7 @@ from attendo.comparison import compare as run
 from attendo.comparison.environment import environment
 from attendo.data import Images
 from attendo.report import write_report
+from attendo.report.wording import UNKNOWN, busy, is_busy, known
 
 Many = Parameter(consume_multiple=True, negative="")
 
@@ -207,6 +208,8 @@ def _show(console: Console, outcome: Outcome, report: Path) -> None:
         table.add_row(*_row(s, several))
     if outcome.summaries:
         console.print(table)
+        if why := busy(outcome.summaries):
+            console.print(escape(why), soft_wrap=True)
     for failure in outcome.failures:
         name = escape(f"{failure.model} {failure.attention}, seed {failure.seed}")
         console.print(f"[red]failed[/] {name}: {escape(failure.error)}", soft_wrap=True)
@@ -224,7 +227,7 @@ def _row(s: Summary, several: bool) -> tuple[str, ...]:
         "" if contrast is None or math.isnan(contrast.p_corrected) else f"{contrast.p_corrected:.2g}",
         f"{s.parameters / 1e3:,.1f} k" if s.parameters < 1e6 else f"{s.parameters / 1e6:.2f} M",
         f"{s.macs / 1e6:,.1f} M" if s.macs < 1e9 else f"{s.macs / 1e9:.2f} G",
-        f"{s.latency_ms:.2f}",
+        "busy" if is_busy(s) else f"{s.latency_ms:.2f}" if known(s.latency_ms) else UNKNOWN,
         f"{s.train_seconds:.0f}",
     )
 

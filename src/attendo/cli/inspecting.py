@@ -15,6 +15,7 @@ from attendo.models import BASES, create_model, list_models, parse_attention
 from attendo.models.spec import NONE
 from attendo.profiling import profile as measure
 from attendo.profiling import summary as summarise
+from attendo.profiling.latencies import busy
 
 Many = Parameter(consume_multiple=True, negative="")
 
@@ -87,7 +88,10 @@ def profile(
         Console(soft_wrap=True).print(str(table), markup=False, highlight=False)
         return 0
     found = measure(networks, (3, image_size, image_size), batch_size, training, threads, min_seconds=seconds)
-    Console(soft_wrap=True).print(str(found), markup=False, highlight=False)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(str(found))
+    if why := busy([row.name for row in found.rows if not row.latency.steady]):
+        console.print(why)
     if csv is not None:
         csv.write_text(found.to_csv(), encoding="utf-8")
     return 0

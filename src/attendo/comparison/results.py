@@ -27,7 +27,8 @@ class CellResult:
     """A finished or failed cell.
 
     ``accuracy`` is that of the last epoch, not of the best one: choosing the best epoch on the validation set would
-    flatter the noisiest network. Latency is that of one forward pass of ``latency_batch`` images in evaluation.
+    flatter the noisiest network. Latency is that of one forward pass of ``latency_batch`` images in evaluation: the
+    median, and as its spread the interquartile range.
     """
 
     model: str

@@ -17,6 +17,7 @@ from attendo.comparison.watcher import Watcher
 from attendo.data import Images
 from attendo.data import load as load_images
 from attendo.profiling import compare_latency
+from attendo.profiling.latencies import is_steady
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def compare(
         else:
             results |= run_in_processes(open_cells, grid, images.fingerprint, store, jobs, workers, watcher)
         ordered = sorted(cells, key=lambda c: (grid.models.index(c.model), grid.attention.index(c.attention), c.seed))
-        watcher.measuring()
-        final = _with_latency([results[cell] for cell in ordered], grid, images, store)
+        final = _with_latency([results[cell] for cell in ordered], grid, images, store, watcher)
         weights = tuple(store.directory(cell) / WEIGHTS for cell in ordered if results[cell].status == "done")
         write_atomically(store.path / "results.csv", to_csv(final))
     summaries = summarise(final)
@@ -110,8 +110,13 @@ def _estimate(grid: Grid, images: Images, cells: Sequence[Cell], jobs: int) -> f
     return total / min(jobs, max(1, len(cells))) or None
 
 
-def _with_latency(results: list[CellResult], grid: Grid, images: Images, store: Store) -> list[CellResult]:
-    """Add latencies, measured once per network, those of one model in turns so that noise hits all alike."""
+def _with_latency(
+    results: list[CellResult], grid: Grid, images: Images, store: Store, watcher: Watcher
+) -> list[CellResult]:
+    """Add latencies, measured once per network unless the machine was busy.
+
+    Those of one model are measured in turns, so that noise hits all alike.
+    """
     costs = store.read_costs()
     size = (3, images.image_size, images.image_size)
     for model in grid.models:
@@ -119,14 +124,15 @@ def _with_latency(results: list[CellResult], grid: Grid, images: Images, store: 
         kinds = list(dict.fromkeys(r.attention for r in done))
         if len(grid.attention) == 1 and len(grid.models) == 1:
             break  # a single network has nothing to be compared with
-        if all(f"{model} {attention}" in costs for attention in kinds):
+        known = [costs.get(f"{model} {attention}") for attention in kinds]
+        if all(cost is not None and is_steady(cost["median_ms"], cost["spread_ms"]) for cost in known):
             continue
+        watcher.measuring()
         unpretrained = replace(grid, pretrained=False)
         try:
             networks = {kind: build(Cell(model, kind, 0), unpretrained, images) for kind in kinds}
             for kind, timed in compare_latency(networks, size, repeats=15, min_seconds=0.3).latencies.items():
-                low, high = timed.quartiles_ms
-                costs[f"{model} {kind}"] = {"median_ms": timed.median_ms, "spread_ms": high - low}
+                costs[f"{model} {kind}"] = {"median_ms": timed.median_ms, "spread_ms": timed.iqr_ms}
         except InvalidArgument:  # pragma: no cover - these networks have just been trained on this size
             continue
     store.write_costs(costs)

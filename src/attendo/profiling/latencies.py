@@ -8,7 +8,7 @@ Of 40 comparisons of a ResNet-18 with itself or its copy (20 rounds, 3 x 64 x 64
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,24 @@ from attendo.profiling._checks import Size
 from attendo.profiling._format import by, plain, table
 from attendo.profiling._turns import Plan, Run, plan, take_turns
 
+STEADY = 0.25  # of a median, which is known to about 12 % if the quartiles of 15 samples are as far apart as that
 RESAMPLES = 2000  # of the bootstrap; its quantiles then vary by a few percent of the interval's width
+
+
+def is_steady(median_ms: float, iqr_ms: float) -> bool:
+    """Return whether a median says how fast a network is, and not how busy the machine was."""
+    return not iqr_ms > STEADY * median_ms  # nan is a spread that nobody knows
+
+
+def busy(names: Sequence[str]) -> str:
+    """Return what is to be known of the latencies of these networks, which are not steady; "" if there are none."""
+    if not names:
+        return ""
+    return (
+        f"The machine was busy when the latency of {', '.join(names)} was measured: the middle half of the times "
+        f"spreads over more than {100 * STEADY:.0f} % of their median, which therefore says little. Measure again when "
+        f"the machine rests."
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,11 @@ class Latency:
     def iqr_ms(self) -> float:
         """The interquartile range."""
         return self.quartiles_ms[1] - self.quartiles_ms[0]
+
+    @property
+    def steady(self) -> bool:
+        """Whether the median says how fast the network is; if not, the machine was busy: measure again."""
+        return is_steady(self.median_ms, self.iqr_ms)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON can hold them."""
@@ -104,7 +126,9 @@ class LatencyComparison:
             for name, latency in self.latencies.items()
         ]
         header = ("model", "median", "spread", f"ratio to {first} [95 %]")
-        return f"{table(header, rows)}\n\n{_conditions(self.latencies[first])}"
+        unsteady = busy([name for name, latency in self.latencies.items() if not latency.steady])
+        notice = f"\n{unsteady}" if unsteady else ""
+        return f"{table(header, rows)}\n\n{_conditions(self.latencies[first])}{notice}"
 
 
 def latency(

@@ -18,7 +18,7 @@ from attendo.comparison.results import CellResult
 from attendo.comparison.statistics import BASELINE, Summary
 from attendo.report.layout import Limits, apart, axes, number_ticks, padded
 from attendo.report.svg import FONT_SIZE, INK, PAPER, QUIET, RULE, SERIES, Drawing
-from attendo.report.wording import ends, finding, known, percent, points, shortened, significant, wrapped
+from attendo.report.wording import ends, finding, is_busy, known, percent, points, shortened, significant, wrapped
 
 MARKERS = "osD^vPX*"
 WIDTH = 360  # of a panel; a learning curve has half of it
@@ -125,7 +125,7 @@ def cost_panels(summaries: Sequence[Summary], looks: Looks) -> list[Panel]:
         factor, unit = next(((f, u) for f, u in ((1e9, " (G)"), (1e6, " (M)"), (1e3, " (k)")) if biggest >= f), (1, ""))
         costs = {
             f"MACs of one image{unit}": [(s, s.macs / factor, 0.0) for s in group if s.macs],
-            "latency (ms)": [(s, s.latency_ms, s.latency_spread_ms) for s in group if s.latency_ms],
+            "latency (ms)": [(s, s.latency_ms, s.latency_spread_ms) for s in group if s.latency_ms and not is_busy(s)],
         }
         for axis, measured in costs.items():
             shown = [(s, x, spread) for s, x, spread in measured if known(x) and known(s.accuracy.mean)]

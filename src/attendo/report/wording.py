@@ -10,7 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from attendo.comparison.statistics import Contrast, Interval
+from attendo.comparison.statistics import Contrast, Interval, Summary
+from attendo.profiling import latencies
 from attendo.profiling._format import human
 
 UNKNOWN = "\N{EN DASH}"
@@ -93,6 +94,30 @@ def measured(median: float, spread: float) -> str:
     if not (known(median) and known(spread)):
         return significant(median)
     return f"{significant(median)} ± {spread / 2:,.{_decimals(median)}f}"
+
+
+def is_busy(summary: Summary) -> bool:
+    """Return whether the latency says how busy the machine was, and not how fast the network is."""
+    return known(summary.latency_ms) and not latencies.is_steady(summary.latency_ms, summary.latency_spread_ms)
+
+
+def latency(summary: Summary) -> str:
+    """Return a latency and its spread; the word busy where it says nothing of the network."""
+    return "busy" if is_busy(summary) else measured(summary.latency_ms, summary.latency_spread_ms)
+
+
+def latency_change(summary: Summary, base: Summary | None) -> str:
+    """Return by how many percent a latency differs from that of no attention; nothing unless both say something."""
+    if base is None or is_busy(summary) or is_busy(base):
+        return ""
+    return change(summary.latency_ms, base.latency_ms)
+
+
+def busy(summaries: Sequence[Summary]) -> str:
+    """Return what is to be known of latencies that say nothing, and how to get others; "" if there are none."""
+    several = len({s.model for s in summaries}) > 1
+    said = latencies.busy([f"{s.model} {s.attention}" if several else s.attention for s in summaries if is_busy(s)])
+    return said and f"{said} The same command does, and trains nothing twice."
 
 
 def _decimals(number: float) -> int:
