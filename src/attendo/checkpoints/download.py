@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attendo._errors import CheckpointError
+from attendo.models.hub import hub_or_cache
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if the server says
 
@@ -129,17 +130,18 @@ def from_hub(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     owner, repository, *rest = name.split("/")
-    for filename in ["/".join(rest)] if rest else HUB_FILES:
-        try:
-            return Path(hf_hub_download(f"{owner}/{repository}", filename, revision=revision))
-        except LocalEntryNotFoundError as error:
-            reason: Any = error
-            break
-        except EntryNotFoundError as error:
-            reason = error
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            reason = error
-            break
+    with hub_or_cache() as why:
+        for filename in ["/".join(rest)] if rest else HUB_FILES:
+            try:
+                return Path(hf_hub_download(f"{owner}/{repository}", filename, revision=revision))
+            except LocalEntryNotFoundError as error:
+                reason: Any = why or error
+                break
+            except EntryNotFoundError as error:
+                reason = error
+            except (HfHubHTTPError, OSError, ValueError) as error:
+                reason = error
+                break
     raise CheckpointError(
         f"{HUB}{name}: no weights came from the Hub ({str(reason).splitlines()[0]}). Check the name and the network, "
         f"or download the file by other means and give its path."
