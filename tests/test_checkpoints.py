@@ -326,6 +326,11 @@ def test_a_network_goes_to_the_hub_as_one_file_and_a_card(tmp_path, monkeypatch)
     assert torch.equal(run(model)[0], run(again)[0])
 
 
+def test_weights_that_are_not_in_the_cache_say_why_the_hub_was_not_asked():
+    with pytest.raises(attendo.AttendoError, match=r"no weights came from the Hub \(HF_HUB_OFFLINE is set\)"):
+        attendo.checkpoints.from_pretrained("nobody/nothing")
+
+
 def test_the_hub_offline_is_an_error(monkeypatch):
     with pytest.raises(attendo.AttendoError, match="not uploaded"):
         attendo.checkpoints.push_to_hub(attendo.create_model("resnet8"), "me/net")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from PIL import Image
 
 import attendo
 from attendo.cli import main
+from attendo.profiling import profile
 
 SMALL = ["--limit", "64", "--epochs", "1"]
 
@@ -53,6 +56,31 @@ def test_compare_ends_with_a_table_a_verdict_and_a_report(run, tmp_path):
     assert (report.parent / "results.csv").read_text().count("\n") == 5
 
 
+@pytest.mark.parametrize(("iqr", "shown"), [(0.1, "1.02"), (58.0, "busy")])
+def test_compare_shows_no_latency_of_a_busy_machine(run, monkeypatch, iqr, shown):
+    def made_up(networks, *sizes, **settings):
+        return SimpleNamespace(latencies={name: SimpleNamespace(median_ms=1.02, iqr_ms=iqr) for name in networks})
+
+    monkeypatch.setattr("attendo.comparison.run.compare_latency", made_up)
+    code, out, _ = run("compare", "--attention", "none", "se", "--seeds", "1", "--jobs", "1", *SMALL)
+    assert code == 0
+    assert len(re.findall(rf" M +{re.escape(shown)} ", out)) == 2
+    assert ("The machine was busy when the latency of none, se was measured" in out) is (shown == "busy")
+    assert ("The same command does, and trains nothing twice." in out) is (shown == "busy")
+
+
+def test_profile_says_that_the_machine_was_busy(run, monkeypatch):
+    def busy(*arguments, **settings):
+        found = profile(*arguments, **settings)
+        latency = replace(found.rows[0].latency, median_ms=1.0, quartiles_ms=(0.9, 30.0))
+        return replace(found, rows=(replace(found.rows[0], latency=latency),))
+
+    monkeypatch.setattr("attendo.cli.inspecting.measure", busy)
+    code, out, _ = run("profile", "resnet8", "--image-size", "32", "--seconds", "0.01")
+    assert code == 0
+    assert "The machine was busy when the latency of resnet8 was measured" in out
+
+
 def test_compare_with_a_failed_cell_exits_with_1_and_names_it(run):
     explosive = ("--optimizer", "sgd", "--lr", "90", "--weight-decay", "10", "--limit", "640", "--epochs", "3")
     code, out, _ = run("compare", "--attention", "se", "--seeds", "1", "--jobs", "1", *explosive)
@@ -77,10 +105,13 @@ def test_data_that_an_option_swallowed_is_named_with_its_place(run, tmp_path):
         (["compare", "nowhere"], 1, "not known, and no folder"),
         (["compare", "./nowhere"], 1, "no such folder"),
         (["compare", "--models", "resnet19"], 1, "Did you mean 'resnet18'"),
-        (["compare", "--attention", "none", "se:reductoin=8"], 1, "Did you mean reduction=?"),
-        (["compare", "--attention", "none", "se:reduction=99"], 1, "1 of 2 networks cannot be built"),
-        (["train", "--attention", "se:reductoin=8"], 1, "Did you mean reduction=?"),
+        (["compare", "--attention", "none", "se:reductoin=8"], 1, "Did you mean 'reduction'?"),
+        (["compare", "--attention", "none", "se:reduction=99"], 1, "networks: 1 of 2 cannot be built"),
+        (["train", "--attention", "se:reductoin=8"], 1, "Did you mean 'reduction'?"),
         (["compare", "--optimizer", "adamww"], 1, "Did you mean 'adamw'"),
+        (["train", "--precision", "12"], 1, "error recipe: precision='12' is not one of its choices. Take '32-true'"),
+        (["train", "--image-size", "2"], 1, "image_size=2; it must be an integer of at least 8"),
+        (["train", "--stem", "cifarr"], 1, "error networks: 1 of 1 cannot be built"),
         (["compare", "--base", "resnet18", "--weights", "gone.pth"], 1, "gone.pth"),
         (["compare", "--weights", "gone.pth"], 1, "Pass --base"),
         (["compare", "--atention", "se"], 2, "Did you mean --attention"),

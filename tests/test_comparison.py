@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,7 +66,8 @@ def test_a_comparison_leaves_numbers_weights_and_a_verdict(undisturbed):
     )
 
 
-def test_finished_cells_are_not_trained_again(undisturbed):
+def test_finished_cells_are_not_trained_again(undisturbed, monkeypatch):
+    monkeypatch.setattr("attendo.profiling.latencies.STEADY", math.inf)  # a busy machine would measure again
     outcome, files = undisturbed
     before = {path: path.stat().st_mtime_ns for path in outcome.directory.glob("cells/*/*")}
 
@@ -248,7 +252,7 @@ def test_networks_that_cannot_be_built_are_all_named_before_one_is_trained(tmp_p
 
     attention = ("none", "se:reduction=100", "eca", "eca:kernel_size=4")
     grid = replace(GRID, attention=attention, insert=insert)
-    with pytest.raises(attendo.AttendoError, match=r"^compare: 2 of 4 networks cannot be built") as error:
+    with pytest.raises(attendo.AttendoError, match=r"^networks: 2 of 4 cannot be built") as error:
         compare(grid, tmp_path / "out", watcher=Strict())
     _, first, second = str(error.value).splitlines()
     assert re.match(r"  resnet8_stride2 se:reduction=100: .*16 channels with reduction 100", first)
@@ -268,6 +272,24 @@ def test_a_network_that_diverges_is_a_failed_cell(tmp_path):
     (result,) = compare(grid, tmp_path / "out").results
     assert result.status == "failed"
     assert "the loss became" in result.error
+
+
+@pytest.mark.parametrize(("spread", "measured"), [(0.25, 0), (0.26, 2)])
+def test_the_latencies_of_a_busy_machine_are_measured_again(undisturbed, tmp_path, monkeypatch, spread, measured):
+    outcome, _ = undisturbed
+    shutil.copytree(outcome.directory, tmp_path / "out")
+    costs = {f"resnet8_stride2 {kind}": {"median_ms": 2.0, "spread_ms": 2.0 * spread} for kind in GRID.attention}
+    (tmp_path / "out" / "costs.json").write_text(json.dumps(costs))
+    asked = []
+
+    def steady(networks, *sizes, **settings):
+        asked.extend(networks)
+        return SimpleNamespace(latencies={name: SimpleNamespace(median_ms=3.0, iqr_ms=0.1) for name in networks})
+
+    monkeypatch.setattr("attendo.comparison.run.compare_latency", steady)
+    again = compare(GRID, tmp_path / "out")
+    assert len(asked) == measured
+    assert {result.latency_ms for result in again.results} == {3.0 if measured else 2.0}
 
 
 def test_a_full_disk_is_a_failed_cell(tmp_path, monkeypatch):
@@ -299,12 +321,12 @@ def test_the_backbone_starts_the_same_under_every_attention():
     [
         ({"models": ("resnet19",)}, "Did you mean 'resnet18'"),
         ({"attention": ("none", "ses")}, "Did you mean"),
-        ({"attention": ("se:reductoin=8",)}, r"'se:reductoin=8': se has no setting .*Did you mean reduction=\?"),
-        ({"attention": ("psa:out_channels=8",)}, "psa has no setting 'out_channels'"),
-        ({"attention": ("eca:x=8",)}, "eca has no setting 'x'.*Known: .*kernel_size"),
-        ({"attention": ()}, "no attention given"),
-        ({"attention": ("se", "se")}, "'se' twice"),
-        ({"seeds": ()}, "no seeds given"),
+        ({"attention": ("se:reductoin=8",)}, r"layer 'se': reductoin=8 was given.*Did you mean 'reduction'\?"),
+        ({"attention": ("psa:out_channels=8",)}, "layer 'psa': out_channels=8 was given"),
+        ({"attention": ("eca:x=8",)}, "layer 'eca': x=8 was given.*Known: b, gamma, kernel_size"),
+        ({"attention": ()}, "attention: none given"),
+        ({"attention": ("se", "se")}, "'se' was given twice"),
+        ({"seeds": ()}, "seeds: none given"),
     ],
     ids=str,
 )

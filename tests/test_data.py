@@ -170,6 +170,12 @@ def test_training_shifts_reach_every_offset_and_flip_only_where_asked(digits):
         assert {column for _, column in seen} == set(columns)
 
 
+def test_images_too_small_for_any_network_are_enlarged(tmp_path):
+    images = data.load(fill(tmp_path, {"a": 3, "b": 3}, width=5, height=4))
+    assert images.image_size == 8
+    assert images.transform(training=False)(images.train[0][0]).shape == (3, 8, 8)
+
+
 @pytest.mark.parametrize("side", [96, 224])
 def test_a_large_evaluation_image_equals_timms(tmp_path, side):
     from timm.data import create_transform
@@ -369,7 +375,7 @@ def test_all_images_that_cannot_be_read_are_named_at_once(tmp_path, damage):
 
 
 def test_looking_for_more_damage_ends_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("attendo.data.folders.PATIENCE", -1.0)
+    monkeypatch.setattr("attendo.data.reading.PATIENCE", -1.0)
     root = fill(tmp_path, {"ant": 3, "bee": 3})
     for file in (root / "bee").iterdir():
         file.write_bytes(b"<html>")
@@ -430,6 +436,7 @@ def test_validation_images_never_outnumber_the_limit(tmp_path):
         ({"limit": 0}, "limit=0; it must be a positive integer"),
         ({"limit": True}, "limit=True"),
         ({"image_size": -1}, "image_size=-1"),
+        ({"image_size": 7}, r"image_size=7; it must be an integer of at least 8.* Leave it out"),
         ({"image_size": 40.0}, r"image_size=40\.0"),
         ({"seed": -1}, "seed=-1"),
         ({"validation": 1}, "validation=1; a share"),
@@ -608,6 +615,15 @@ def test_a_damaged_or_empty_cell_is_named(table):
         data.load(name)
 
 
+@pytest.mark.parametrize("broken", [b"not an image", None], ids=["header", "end"])
+def test_all_damaged_cells_are_named_at_once(table, broken):
+    files = encoded(6)
+    for row in (1, 3, 4):
+        files[row] = {"bytes": broken or files[row]["bytes"][:60], "path": None}
+    with pytest.raises(DataError, match=r"In all, 3 of the 6 images of hfds/.* \(train\) cannot be read: 1, 3, 4\.$"):
+        list(data.load(table(train={"image": files, "label": [0, 1] * 3})).train)
+
+
 def test_training_and_validating_on_one_split_is_refused(table):
     name = table(train={"img": encoded(4), "label": [0, 1] * 2})
     with pytest.raises(InvalidArgument, match="split 'train' for training and for validation"):
@@ -666,7 +682,7 @@ def test_the_hub_is_asked_for_what_the_name_says(tmp_path, monkeypatch):
 
 def test_without_the_package_the_pip_line_is_given(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingDependency, match=r'pip install "attendo\[data\]"'):
+    with pytest.raises(MissingDependency, match=r"Run: pip install .*\[data\]'$"):
         data.load("hfds/someone/animals")
 
 

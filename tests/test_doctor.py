@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from attendo._errors import pip_line
 from attendo.cli import diagnosing, main
 from attendo.kernels import Status
 from attendo.kernels.allocator import Tuning
@@ -177,10 +178,29 @@ def test_the_words_and_the_json_say_the_same(monkeypatch, capsys):
     for text in (
         *("[red]x[/]", "avx2 avx512f (torch: AVX512)", "64 for this process, limited to the time of 3.5"),
         *("OMP_NUM_THREADS=64", "shared by torch and the native kernels: /site/torch", "attendo.tune_allocator()"),
-        *("G, capability 9.0, no Triton", "python 3.12.1", "ultralytics missing, pip install 'attendo[yolo]'"),
+        *("G, capability 9.0, no Triton", "python 3.12.1", f"ultralytics missing, {pip_line('yolo')}"),
         *(f"{change['what']}: {change['command']}" for change in found["change"]),
     ):
         assert text in words
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        (None, "pip install 'attendo[onnx]'"),
+        ('{"url": "file:///a%20clone", "dir_info": {}}', "pip install '/a clone[onnx]'"),
+        ('{"url": "file:///clone", "dir_info": {"editable": true}}', "pip install -e '/clone[onnx]'"),
+        ('{"url": "https://x/a", "vcs_info": {"vcs": "git"}}', "pip install 'attendo[onnx] @ git+https://x/a'"),
+        ('{"url": "file:///a.whl", "archive_info": {}}', "pip install 'attendo[onnx] @ file:///a.whl'"),
+    ],
+)
+def test_an_extra_comes_from_where_attendo_itself_came(monkeypatch, origin, line):
+    class Installed:
+        def read_text(self, name):
+            return origin if name == "direct_url.json" else ""
+
+    monkeypatch.setattr("attendo._errors.metadata.distribution", lambda name: Installed())
+    assert pip_line("onnx") == line
 
 
 def test_nothing_is_said_where_nothing_is_to_be_changed(monkeypatch, capsys):

@@ -594,5 +594,34 @@ def test_a_map_of_another_shape_is_refused_by_its_shape(name, shape, grad):
 
 
 def test_a_misspelt_setting_is_answered_with_the_one_meant():
-    with pytest.raises(TypeError, match=r"it has no setting 'reducton'\. Did you mean 'reduction'"):
+    with pytest.raises(TypeError, match=r"layer 'cbam': reducton=8 was given.*; a mech.*Did you mean 'reduction'\?"):
         attendo.layer("cbam", 64, reducton=8)
+    with pytest.raises(attendo.AttendoError, match="Known: groups, kernel_sizes, reduction, stride"):
+        attendo.layer("psa", 64, 64, out_channels=8)  # given by its place already
+    assert attendo.layer("psa", 64, out_channels=128)(torch.randn(1, 64, 4, 4)).shape[1] == 128
+
+
+def test_the_name_and_the_channels_in_the_wrong_order_are_put_right():
+    with pytest.raises(InvalidArgument, match=r"the name of the mechanism comes first.* Write layer\('se', 64\)\.$"):
+        attendo.layer(64, "se")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        *[("cmab", "cbam"), ("cbma", "cbam"), ("CBAM", "cbam"), ("eac", "eca"), ("es", "se"), ("sse", "se")],
+        *[("epsa", "psa"), ("simm", "simam"), ("fcanet", "fca"), ("coordnate", "coord")],
+    ],
+)
+def test_a_misspelt_name_is_answered_first_with_the_nearest(written, meant):
+    with pytest.raises(attendo.AttendoError, match=f"Did you mean '{meant}'"):
+        attendo.layer(written, 64)
+
+
+def test_a_name_is_answered_with_those_it_is_near_to_and_with_all_if_it_is_near_to_none():
+    with pytest.raises(attendo.AttendoError, match=r"Did you mean 'ge' or 'se'"):
+        attendo.layer("ce", 64)
+    with pytest.raises(attendo.AttendoError, match=r"Did you mean 'psa'\?$"):
+        attendo.layer("epsa", 64)
+    with pytest.raises(attendo.AttendoError, match=r"Known: bam, .*, triplet\.$"):
+        attendo.layer("xyz", 64)

@@ -12,6 +12,7 @@ import torch
 import attendo
 from attendo.models import attach, parse_attention
 from attendo.models.families import FAMILIES
+from attendo.models.hub import hub_or_cache
 from attendo.models.zoo import BASES, NAMED
 
 PUBLISHED = {
@@ -126,6 +127,67 @@ def test_pretrained_weights_of_another_network_are_refused(tmp_path):
     torch.save(timm.create_model("resnet34").state_dict(), file)
     with pytest.raises(attendo.AttendoError, match="have no place"):
         attendo.create_model("resnet18", attention="se", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Put a Hub in the place of the real one that notes requests and answers if ``reachable``; its cache is empty."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    class Hub:
+        reachable, requests = True, 0
+
+        def head(self, url, timeout):
+            self.requests += 1
+            if not self.reachable:
+                raise ConnectionError("[Errno -2] Name or service not known")
+
+    hub = Hub()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: hub)
+    return hub
+
+
+def test_weights_out_of_reach_are_an_error_after_one_request(hub):
+    hub.reachable = False
+    with pytest.raises(attendo.AttendoError, match=r"'resnet18': pretrained=True.* cannot be reached \(\[Errno -2\]"):
+        attendo.create_model("resnet18", attention="se", pretrained=True)
+    assert hub.requests == 1
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_the_hubs_client_is_kept_from_the_network_only_while_the_hub_does_not_answer(hub, reachable):
+    from huggingface_hub import constants
+
+    hub.reachable = reachable
+    with hub_or_cache() as why:
+        assert constants.HF_HUB_OFFLINE is not reachable
+        assert bool(why) is not reachable
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_the_users_wish_to_stay_offline_is_heard_without_a_request(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with hub_or_cache() as why:
+        assert (why, hub.requests) == ("HF_HUB_OFFLINE is set", 0)
+    assert constants.HF_HUB_OFFLINE is True
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50", "resnet8", "cbam_resnet18", "cbam_vgg16", "se_googlenet", "efficientnet_b0", "regnetx_002"]
+)
+def test_a_misspelt_argument_of_any_network_is_answered_with_the_one_meant(name):
+    with pytest.raises(TypeError, match=rf"model '{name}': num_clases=8 was.*; a net.*Did you mean 'num_classes'\?$"):
+        attendo.create_model(name, num_clases=8)
+
+
+def test_an_argument_of_another_network_is_refused_without_a_guess():
+    with pytest.raises(attendo.AttendoError, match=r"stem='cifar' was given.* Leave it out\.$"):
+        attendo.create_model("efficientnet_b0", stem="cifar")
 
 
 def test_gradient_checkpointing_gives_the_same_output():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.connector import _PRECISION_INPUT_STR
 from torch import nn
 
 import attendo
 from attendo.training import Recipe, evaluate, fit, predict
 from attendo.training.loading import training_loader
+from attendo.training.recipe import PRECISIONS
 
 RECIPE = Recipe(epochs=3, batch_size=8, lr=0.05)
 
@@ -147,6 +150,16 @@ def test_a_damaged_state_is_named(tmp_path):
 def test_an_unknown_optimizer_gets_a_suggestion():
     with pytest.raises(attendo.AttendoError, match="Did you mean 'adamw'"):
         Recipe(optimizer="adamww")
+
+
+@pytest.mark.parametrize("precision", ["12", 32, "bf16", ""])
+def test_a_precision_that_there_is_not_is_refused_with_those_that_there_are(precision):
+    with pytest.raises(attendo.AttendoError, match=f"precision={precision!r} is not.* Take '32-true' or 'bf16-mixed'"):
+        Recipe(precision=precision)
+
+
+def test_every_precision_of_a_recipe_is_one_of_lightnings():
+    assert set(PRECISIONS) < set(get_args(_PRECISION_INPUT_STR))
 
 
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": -1.0}, {"label_smoothing": 1.0}], ids=str)

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from attendo._errors import pip_line
 from attendo.profiling.advice import advise
 from attendo.profiling.machine import Gpus, Machine, read_machine
 
@@ -51,7 +52,7 @@ def _sections(machine: Machine) -> Iterator[tuple[str, list[str]]]:
     yield (
         "extras",
         [
-            f"{extra.name}: {', '.join(extra.missing)} missing, pip install 'attendo[{extra.name}]'"
+            f"{extra.name}: {', '.join(extra.missing)} missing, {pip_line(extra.name)}"
             if extra.missing
             else f"{extra.name}: installed"
             for extra in machine.extras

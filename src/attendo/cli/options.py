@@ -27,7 +27,7 @@ class RecipeOptions:
     label_smoothing: float = Recipe.label_smoothing
     "Share of the target spread over all classes."
     precision: str = Recipe.precision
-    "Lightning's precision: 32-true, bf16-mixed ..."
+    "32-true, bf16-mixed, 16-mixed, 64-true, bf16-true or 16-true."
 
     def recipe(self) -> Recipe:
         """Return the recipe, checked."""

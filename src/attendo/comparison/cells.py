@@ -75,8 +75,8 @@ def check_networks(cells: Sequence[Cell], grid: Grid, images: Images) -> None:
     if wrong:
         more = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
         raise InvalidArgument(
-            f"compare: {len(wrong)} of {len(kinds)} networks cannot be built; a comparison begins when all of them "
-            "can. Change these, or leave them out.\n  " + "\n  ".join([*wrong[:SHOWN], *more])
+            f"networks: {len(wrong)} of {len(kinds)} cannot be built; training begins when all of them can. Change "
+            "these, or leave them out.\n  " + "\n  ".join([*wrong[:SHOWN], *more])
         )
 
 

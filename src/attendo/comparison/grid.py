@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import timm
 
 from attendo._errors import CheckpointError, InvalidArgument, UnknownName
 from attendo._registry import did_you_mean
-from attendo.layers._base import LAYERS
+from attendo.layers import check_settings
 from attendo.models import BASES, NAMED, format_attention, parse_attention
 from attendo.models.spec import NONE
 from attendo.training import Recipe
@@ -46,7 +45,8 @@ class Grid:
 
     Raises:
         UnknownName: a model or mechanism that does not exist.
-        InvalidArgument: an empty or repeated entry, or a setting that its mechanism does not have.
+        InvalidArgument: an empty or repeated entry.
+        UnknownArgument: a setting that its mechanism does not have.
     """
 
     data: str = "digits"
@@ -66,13 +66,14 @@ class Grid:
         object.__setattr__(self, "attention", words)
         for name, entries in (("models", self.models), ("attention", words), ("seeds", self.seeds)):
             if not entries:
-                raise InvalidArgument(f"compare: no {name} given; there must be at least one.")
+                raise InvalidArgument(f"{name}: none given; there must be at least one. Name one, or leave {name} out.")
             twice = sorted({entry for entry in entries if entries.count(entry) > 1})
             if twice:
-                raise InvalidArgument(f"compare: {name} has {twice[0]!r} twice; each may stand once. Remove one.")
+                raise InvalidArgument(f"{name}: {twice[0]!r} was given twice; each may stand once. Remove one.")
         if self.weights is not None and (self.pretrained or not self.insert):
             raise InvalidArgument(
-                f"compare: weights={self.weights!r} are loaded into a finished network before attention is inserted. "
+                f"weights: {self.weights!r} was given with insert={self.insert} and pretrained={self.pretrained}; a "
+                f"file is loaded into a finished network, in place of timm's weights, before attention is inserted. "
                 f"Pass --base in place of --models, and no --pretrained."
             )
         for model in self.models:
@@ -137,19 +138,12 @@ def _checked(word: str) -> str:
 
     Raises:
         UnknownName: no such mechanism.
-        InvalidArgument: settings that cannot be read, or one that the mechanism does not have.
+        InvalidArgument: settings that cannot be read.
+        UnknownArgument: one that the mechanism does not have.
     """
     name, settings = parse_attention(word)
     if name != NONE:
-        parameters = inspect.signature(LAYERS[name]).parameters.values()
-        known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-        for setting in settings:
-            if setting not in known:
-                hint = re.sub(r"'(\w+)'", r"\1=", did_you_mean(setting, known))
-                raise InvalidArgument(
-                    f"attention {word!r}: {name} has no setting {setting!r}; every mechanism has the settings of its "
-                    f"paper. {hint if known else f'Write {name}.'}"
-                )
+        check_settings(name, settings)
     return format_attention(name, settings)
 
 

@@ -41,8 +41,8 @@ def load(
         limit: training images to keep, all if None or more than there are; validation images are kept in the same
             proportion, but never more than ``limit``, and never fewer than one per class. Classes keep their
             proportions, and a larger limit keeps what a smaller one does.
-        image_size: side in pixels that the network sees. None takes 40 for digits, the shorter side of images that are
-            all of one size up to 64, else 224.
+        image_size: side in pixels that the network sees, at least 8. None takes 40 for digits, the shorter side of
+            images that are all of one size up to 64, else 224.
         validation: the split to score on: a folder's or a split's name, or the share of the training images to hold
             out. None takes the data's own, or holds out 0.2 of every class.
         seed: decides what is held out, what a limit keeps, and the digits' images.

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from PIL.Image import Image
 
 from attendo._errors import DataError
 from attendo.data.images import FORMS, Images, Request, Split
-from attendo.data.reading import read_image, read_size
+from attendo.data.reading import damage, read_image, read_size
 from attendo.data.splitting import HELD_OUT, assemble
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
-SHOWN = 10  # images that an error message names
-PATIENCE = 30.0  # seconds spent on looking for more unreadable images once there is one
 
 
 class FileSource:
@@ -33,43 +31,31 @@ class FileSource:
 
     def __init__(self, root: Path, paths: list[str]) -> None:
         self.root, self.paths = root, paths
-        self._more: str | None = None  # which others cannot be read, in words, once one could not
 
     def read(self, index: int) -> Image:
         """Return a picture, RGB."""
         try:
-            return read_image(self.root / self.paths[index])
+            return self._read(index)
         except DataError as error:
-            raise self._with_others(error) from error
+            raise DataError(f"{error}{self._damage}") from error
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels, from the file's header."""
         try:
             return read_size(self.root / self.paths[index])
         except DataError as error:
-            raise self._with_others(error) from error
+            raise DataError(f"{error}{self._damage}") from error
 
     def identity(self, indices: Sequence[int]) -> bytes:
         """Return names and sizes of the files."""
         return "\n".join(f"{self.paths[i]} {(self.root / self.paths[i]).stat().st_size}" for i in indices).encode()
 
-    def _with_others(self, error: DataError) -> DataError:
-        """Return the error of one image with all that cannot be read, so that they can be mended at once."""
-        if self._more is None:
-            wrong, looked, end = [], 0, time.monotonic() + PATIENCE
-            for path in self.paths:
-                try:
-                    read_image(self.root / path)
-                except DataError:
-                    wrong.append(path)
-                looked += 1
-                if time.monotonic() > end:
-                    break
-            some = ", ".join(wrong[:SHOWN]) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
-            of = f"the {looked:,}" if looked == len(self.paths) else f"the first {looked:,}"
-            others = f" In all, {len(wrong):,} of {of} images of {self.root} cannot be read: {some}."
-            self._more = others if len(wrong) > 1 else ""
-        return DataError(f"{error}{self._more}")
+    def _read(self, index: int) -> Image:
+        return read_image(self.root / self.paths[index])
+
+    @cached_property
+    def _damage(self) -> str:
+        return damage(self._read, self.paths, f"images of {self.root}")
 
 
 def image_folder(request: Request) -> Images:

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -14,9 +15,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL.Image import Image
 
-from attendo._errors import DataError, InvalidArgument, MissingDependency
+from attendo._errors import DataError, InvalidArgument, MissingDependency, pip_line
 from attendo.data.images import Images, Request, Split
-from attendo.data.reading import read_size, to_rgb, unreadable
+from attendo.data.reading import damage, read_size, to_rgb, unreadable
 from attendo.data.splitting import HELD_OUT, assemble, sampled
 
 OPTIONS = ("config", "revision", "train", "image", "label")
@@ -46,21 +47,35 @@ class HubSource:
     def read(self, index: int) -> Image:
         """Return a picture, RGB."""
         try:
-            return to_rgb(self.feature.decode_example(self.table[index][self.column]))
-        except Exception as error:  # decoders meet broken bytes with any exception there is
-            raise unreadable(f"{index} of {self.name}", error) from error
+            return self._read(index)
+        except DataError as error:
+            raise DataError(f"{error}{self._damage}") from error
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels, from the picture's header."""
-        value = self._value(index)
-        if value["bytes"] is None:
-            return self.read(index).size
-        return read_size(io.BytesIO(value["bytes"]), f"{index} of {self.name}")
+        try:
+            value = self._value(index)
+            if value["bytes"] is None:
+                return self._read(index).size
+            return read_size(io.BytesIO(value["bytes"]), f"{index} of {self.name}")
+        except DataError as error:
+            raise DataError(f"{error}{self._damage}") from error
 
     def identity(self, indices: Sequence[int]) -> bytes:
         """Return the files of up to 64 pictures, or their paths."""
         values = [self._value(index) for index in sampled(indices, 64)]
         return b"".join(value["bytes"] or str(value["path"]).encode() for value in values)
+
+    def _read(self, index: int) -> Image:
+        value = self._value(index)
+        try:
+            return to_rgb(self.feature.decode_example(value))
+        except Exception as error:  # decoders meet broken bytes with any exception there is
+            raise unreadable(f"{index} of {self.name}", error) from error
+
+    @cached_property
+    def _damage(self) -> str:
+        return damage(self._read, [str(row) for row in range(len(self.table))], f"images of {self.name}")
 
     def _value(self, index: int) -> dict[str, Any]:
         value = self.table[index][self.column]
@@ -85,7 +100,7 @@ def hub_set(request: Request) -> Images:
         import datasets
     except ImportError as error:
         raise MissingDependency(
-            f'data {request.name!r}: hfds/ needs the package datasets; it comes with pip install "attendo[data]".'
+            f"data {request.name!r}: hfds/ needs the package datasets, which is not installed. Run: {pip_line('data')}"
         ) from error
     place, options = _parsed(request.name)
     splits = _load(datasets, request.name, place, options)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Indices = NDArray[np.int64]
+SMALLEST = 8  # pixels of a side: the network of the default comparison halves it three times, most do more often
 FORMS = "data is 'digits', an image folder, hfds/<Hub id or directory> or torch/<name>"
 
 
@@ -168,14 +169,17 @@ class Request:
     flip: bool | None = None
 
     def __post_init__(self) -> None:
-        for field in ("limit", "image_size"):
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InvalidArgument(
-                    f"data {self.name!r}: {field}={value!r}; it must be a positive integer. "
-                    f"Leave it out for {'all images' if field == 'limit' else 'the size that fits the data'}."
-                )
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
+        if self.limit is not None and not _is_integer(self.limit, 1):
+            raise InvalidArgument(
+                f"data {self.name!r}: limit={self.limit!r}; it must be a positive integer. Leave it out for all images."
+            )
+        if self.image_size is not None and not _is_integer(self.image_size, SMALLEST):
+            raise InvalidArgument(
+                f"data {self.name!r}: image_size={self.image_size!r}; it must be an integer of at least {SMALLEST}, as "
+                f"even small networks make one pixel of {SMALLEST} x {SMALLEST}. Leave it out for the size that fits "
+                f"the data."
+            )
+        if not _is_integer(self.seed, 0) or self.seed >= 2**31:
             raise InvalidArgument(
                 f"data {self.name!r}: seed={self.seed!r}; it must be an integer from 0 to {2**31 - 1}. Take 0."
             )
@@ -189,3 +193,7 @@ class Request:
         """Raise InvalidArgument if a split was asked for by name: this kind of data has no names to choose from."""
         if isinstance(self.validation, str):
             raise InvalidArgument(f"data {self.name!r}: validation={self.validation!r}; {why}. Leave it out.")
+
+
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

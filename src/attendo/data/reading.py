@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -9,6 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attendo._errors import DataError
+
+SHOWN = 10  # images that an error message names
+PATIENCE = 30.0  # seconds spent on looking for more unreadable images once there is one
 
 
 def read_image(file: str | Path | IO[bytes], what: str | None = None) -> Image.Image:
@@ -75,5 +80,29 @@ def unreadable(what: str, error: Exception) -> DataError:
         reason = str(error) or type(error).__name__
     return DataError(
         f"image {what}: cannot be read as a picture ({reason}); every image of a data set must be whole and of 8 or 16 "
-        f"bits per channel. Replace the file or delete it."
+        f"bits per channel. Replace the picture or delete it."
     )
+
+
+def damage(read: Callable[[int], object], names: Sequence[str], where: str) -> str:
+    """Say which pictures of a source cannot be read, so that all can be mended at once; nothing if it is one only.
+
+    Args:
+        read: reads the picture of an index whole, and raises DataError if it cannot.
+        names: of the pictures.
+        where: what they are, in words.
+    """
+    wrong, looked, end = [], 0, time.monotonic() + PATIENCE
+    for index, name in enumerate(names):
+        try:
+            read(index)
+        except DataError:
+            wrong.append(name)
+        looked += 1
+        if time.monotonic() > end:
+            break
+    if len(wrong) < 2:
+        return ""
+    some = ", ".join(wrong[:SHOWN]) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+    of = f"the {looked:,}" if looked == len(names) else f"the first {looked:,}"
+    return f" In all, {len(wrong):,} of {of} {where} cannot be read: {some}."

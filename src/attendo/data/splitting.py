@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import RandomState
 
 from attendo._errors import DataError, InvalidArgument
-from attendo.data.images import Images, Indices, Request, Split
+from attendo.data.images import SMALLEST, Images, Indices, Request, Split
 from attendo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, SMALL
 
 HELD_OUT = 0.2
@@ -51,7 +51,7 @@ def assemble(
     if request.image_size is not None:
         image_size = request.image_size
     else:
-        image_size = min(size) if size is not None and max(size) <= SMALL else 224
+        image_size = max(SMALLEST, min(size)) if size is not None and max(size) <= SMALL else 224
     small = image_size <= SMALL
     return Images(
         name=name,

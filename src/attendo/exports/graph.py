@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attendo._errors import InvalidArgument, MissingDependency
+from attendo._errors import InvalidArgument, MissingDependency, pip_line
 from attendo.layers import Gate
 
 POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
@@ -60,7 +60,7 @@ def need(*packages: str, extra: str) -> list[Any]:
         return [importlib.import_module(package) for package in packages]
     except ImportError as error:
         raise MissingDependency(
-            f"export: {error.name} is not installed; it is needed for this target. Run: pip install 'attendo[{extra}]'"
+            f"export: {error.name} is not installed; it is needed for this target. Run: {pip_line(extra)}"
         ) from None
 
 

@@ -7,6 +7,10 @@ from typing import Any
 
 from attendo._errors import InvalidArgument, UnknownName
 from attendo._registry import did_you_mean
+from attendo.layers._checks import check_choice
+
+# Lightning's, without its old names for these, and without transformer-engine, which knows no convolutions.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true")
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,11 @@ class Recipe:
         momentum: of SGD and its like.
         warmup: share of all steps over which the learning rate rises from 0.
         label_smoothing: share of the target spread over all classes.
-        precision: Lightning's, e.g. "32-true" or "bf16-mixed".
+        precision: one of ``PRECISIONS``: of weights and arithmetic ("true"), or of the arithmetic alone ("mixed").
+
+    Raises:
+        UnknownName: an optimiser that timm does not have.
+        InvalidArgument: a value that nothing can be trained with.
     """
 
     epochs: int = 6
@@ -43,6 +51,7 @@ class Recipe:
         for name, low, high in (("lr", 0, 100), ("weight_decay", 0, 10), ("momentum", 0, 1), ("warmup", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise InvalidArgument(f"recipe: {name}={getattr(self, name)!r}; it must be from {low} to {high}.")
+        check_choice(self.precision, "precision", PRECISIONS, "recipe")
         from timm.optim import list_optimizers
 
         if self.optimizer not in list_optimizers():
