@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import attendo
 from attendo import functional, kernels
@@ -602,3 +603,32 @@ def test_status_names_every_primitive_on_every_device():
     primitives = ("channel_stats", "spatial_stats", "recalibrate", "attention", "grouped_conv")
     assert rows == {(primitive, device) for primitive in primitives for device in ("cpu", "cuda")}
     assert all(status.why for status in kernels.status() if status.kernel == "reference")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_default_device_keeps_no_kernel_from_running(device):
+    layer, psa = attendo.layer("cbam", 32).eval(), attendo.layer("psa", 64, 64).eval()
+    x, wide = torch.randn(2, 32, 9, 7), torch.randn(2, 64, 9, 7)
+    with torch.no_grad(), Counting() as counts:
+        want = layer(x), psa(wide)
+    torch.set_default_device(device)
+    try:
+        with torch.no_grad(), Counting() as again:
+            got = layer(x), psa(wide)
+    finally:
+        torch.set_default_device(None)
+    assert again == counts
+    for tensor, same_as in zip(got, want, strict=True):
+        assert tensor.device.type == "cpu"
+        same(tensor, same_as)
+
+
+def test_a_mode_beside_a_default_device_still_sees_every_operation():
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    layer, x = attendo.layer("cbam", 32).eval(), torch.randn(2, 32, 9, 7)
+    with torch.no_grad(), Counting() as counts, torch.device("cpu"), Mode():
+        layer(x)
+    assert not counts

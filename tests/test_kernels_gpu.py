@@ -242,6 +242,7 @@ def test_every_kernel_compiles_without_a_gpu(target, dtype, layout, launches):
 def fake_gpu(monkeypatch) -> Iterator[FakeTensorMode]:
     """Tensors on a CUDA device that is not there, of compute capability 9.0."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(selection, "_start_triton", lambda: None)
     selection._why_no_gpu_kernels.cache_clear()
     yield FakeTensorMode()
     selection._why_no_gpu_kernels.cache_clear()
@@ -285,6 +286,16 @@ def test_without_triton_the_definition_runs_and_status_says_why(fake_gpu, monkey
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     rows = [status for status in kernels.status() if status.device == "cuda"]
     assert {(row.kernel, row.why) for row in rows} == {("reference", "no Triton: No module named 'triton'")}
+
+
+def test_where_triton_cannot_launch_the_definition_runs(fake_gpu, monkeypatch):
+    def refused() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(selection, "_start_triton", refused)
+    with fake_gpu:
+        x = torch.empty(2, 16, 4, 4, device="cuda")
+    assert selection.refusal(x) == "Triton does not start: Failed to find C compiler"
 
 
 def test_status_says_what_runs_on_a_gpu(fake_gpu, monkeypatch):

@@ -53,7 +53,7 @@ def join(maps: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
     samples, channels, height, width = first.shape
     kind = torch.contiguous_format if first.is_contiguous() else torch.channels_last
     size = (samples, len(maps) * channels, height, width)
-    out = torch.empty(size, dtype=first.dtype, memory_format=kind)
+    out = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=kind)
     for x, gate, place in zip(maps, gates, out.split(channels, 1), strict=True):
         torch.mul(x, gate, out=place)
     return out

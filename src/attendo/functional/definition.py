@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attendo.functional.route import symbolic
 from attendo.kernels.gates import GateWeights, Norm
 
 
@@ -60,7 +61,14 @@ def recalibrate(x: Tensor, gates: Iterable[Tensor], residual: Tensor | None = No
 
 def blended(x: Tensor, recalibrated: Tensor, blend: Tensor | None) -> Tensor:
     """Mix the map with what was made of it: ``x + blend * (recalibrated - x)``; all of the latter without a blend."""
-    return recalibrated if blend is None else torch.lerp(x, recalibrated.type_as(x), blend.type_as(x))
+    if blend is None:
+        return recalibrated
+    return torch.lerp(x, _like(recalibrated, x), _like(blend, x))
+
+
+def _like(tensor: Tensor, x: Tensor) -> Tensor:
+    # a cast that does nothing is an alias, at which, of a parameter, the ONNX exporter of torch 2.11 stops
+    return tensor.type_as(x) if symbolic(x) or tensor.dtype != x.dtype else tensor
 
 
 def attention(x: Tensor, weights: GateWeights, norm: Norm | None = None, blend: Tensor | None = None) -> Tensor:

@@ -115,9 +115,8 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     samples, channels, height, width = x.shape
     numbers = torch.float64 if x.dtype == torch.float64 else torch.float32
-    nothing = x.new_empty(0)
     return (
-        torch.empty_like(x) if wanted[0] else nothing,
+        torch.empty_like(x) if wanted[0] else x.new_empty(0),
         x.new_empty(samples, channels, dtype=numbers) if wanted[1] else x.new_empty(0),
         x.new_empty(samples, height, width, dtype=numbers) if wanted[2] else x.new_empty(0),
         torch.empty_like(x) if wanted[3] else x.new_empty(0),

@@ -29,7 +29,7 @@ def route(x: Tensor, maps: Sequence[Tensor | None], gates: Sequence[Tensor | Non
     """
     others = [tensor for tensor in (*maps, *gates) if tensor is not None]
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting() or refusal(x, *maps) or any(t.dtype != x.dtype for t in others):
+        if exporting() or refusal(x, *maps) or any(t.dtype != x.dtype for t in others):
             return Route.DEFINITION
         return Route.OPERATOR
     if watched(x, *others) or refusal(x, *maps):
@@ -39,6 +39,15 @@ def route(x: Tensor, maps: Sequence[Tensor | None], gates: Sequence[Tensor | Non
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in others)):
         return Route.OPERATOR
     return Route.KERNEL
+
+
+def exporting() -> bool:
+    """Whether torch.export traces."""
+    return torch.compiler.is_exporting()
+
+
+# run while tracing: before torch 2.13 the compiler takes the call above for True in everything that it compiles
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def symbolic(x: Tensor) -> bool:

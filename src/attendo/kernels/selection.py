@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 from attendo._errors import UnknownName
 from attendo.kernels.cpu import library
@@ -139,9 +140,19 @@ def _why_no_gpu_kernels(index: int) -> str:
         return f"a GPU of compute capability {found[0]}.{found[1]}; the kernels need {_OLDEST[0]}.{_OLDEST[1]}"
     try:
         _gpu_calls()
+        _start_triton()
     except ImportError as error:
         return f"no Triton: {error}"
+    except Exception as error:  # noqa: BLE001 - whatever Triton and the compiler it calls have to say
+        return f"Triton does not start: {error}"
     return ""
+
+
+def _start_triton() -> None:
+    """Have Triton build what launches kernels: it needs a C compiler, Python's headers and the GPU's driver."""
+    import triton  # type: ignore[import-untyped]
+
+    triton.runtime.driver.active.get_current_device()
 
 
 def refusal(x: Tensor, *others: Tensor | None) -> str | None:
@@ -181,13 +192,19 @@ def watched(*tensors: Tensor | None) -> str | None:
     for tensor in tensors:
         if tensor is not None and type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
             return f"{type(tensor).__name__} is a tensor subclass"
-    if _dispatch_modes() or _function_mode():
+    if _dispatch_modes() or (_function_mode() and not _only_a_default_device()):
         return "a mode watches every operation"
     if _transforms() is not None or forward_ad._current_level >= 0:
         return "a function transform is at work"
     if _trace() is not None:
         return "torch.jit traces"
     return None
+
+
+def _only_a_default_device() -> bool:
+    """Whether no other function mode is on than that of ``torch.set_default_device``, which minds constructors only."""
+    count, mode = torch._C._len_torch_function_stack(), torch._C._get_function_stack_at
+    return all(type(mode(i)) is DeviceContext for i in range(count))
 
 
 _dispatch_modes, _function_mode = torch._C._len_torch_dispatch_stack, torch._C._is_torch_function_mode_enabled

@@ -13,7 +13,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from attendo.functional.route import symbolic
+from attendo.functional.route import exporting, symbolic
 from attendo.kernels.gates import GateWeights
 from attendo.layers._bare import fresh, hooked
 from attendo.layers._base import Gate
@@ -93,5 +93,5 @@ def _in_one_pass(gate: Any, act: nn.Module) -> bool:
         and type(act) is nn.ReLU
         and not (hooked(gate) or hooked(act) or "forward" in gate.__dict__ or "forward" in act.__dict__)
         and not _has_any_global_hook()
-        and not torch.compiler.is_exporting()  # what reads an exported graph looks for the attention by its name
+        and not exporting()  # what reads an exported graph looks for the attention by its name
     )

@@ -275,7 +275,7 @@ class Calls:
         outputs, kernel = weight.shape[0], weight.shape[2]
         kind = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         size = (samples, outputs, (height - 1) // stride + 1, (width - 1) // stride + 1)
-        out = torch.empty(size, dtype=x.dtype, memory_format=kind)
+        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=kind)
         weight = weight.contiguous()
         sizes = (outputs, groups, kernel, stride, kernel // 2)
         self.table["grouped_conv"](_shape(x), x.data_ptr(), weight.data_ptr(), *sizes, out.data_ptr())
