@@ -1,6 +1,6 @@
 """Measure attendo's CPU kernels against timm, torchvision and torch.compile, side by side in one run.
 
-    python benchmarks/cpu.py [SECTION ...] [--minutes 12] [--seconds 3] [--rounds 9] [--threads 2] [--csv cpu.csv]
+    python benchmarks/cpu.py [SECTION ...] [--minutes 14] [--seconds 3] [--rounds 9] [--threads 2] [--csv cpu.csv]
                              [--quick]
 
     modules          SE, ECA and CBAM, inference and forward + backward, over ``y.copy_(x)`` of the same map
@@ -8,6 +8,7 @@
     out-of-the-box   timm's with the allocator as it is, over ours with ``attendo.tune_allocator()``
     compiled         networks under torch.compile with freezing, over timm's plain one compiled likewise
     epsanet          EPSANet-50 over timm's plain ResNet-50
+    inserted         timm's ResNet-50 with each inserted, from an identity start, over the same without
     growth           the primitives' time per element over N, C, H = W and threads, over that of one map in the middle
 
 The allocator makes the order of runs matter, so every network has a process of its own. The processes of a case are
@@ -52,11 +53,13 @@ SHARES = {  # of the time; in the order in which they run
     "networks": 300,
     "modules": 150,
     "epsanet": 70,
+    "inserted": 120,
     "growth": 30,
     "compiled": 135,
 }
 COMPILED_MODULES = ((32, 256), (1, 256), (16, 1024))  # batch and channels: compiling takes seconds each
 MIN_ROUNDS = 3
+INSERTED = "attendo inserted"
 
 
 @dataclass
@@ -343,6 +346,15 @@ def measure_epsanet(run: Run) -> None:
         race(run, "epsanet", subjects, against_first(subjects))
 
 
+def measure_inserted(run: Run) -> None:
+    """Attention that ``attendo.insertion.insert`` put into timm's plain network, over that network."""
+    modes = [("inference", 2)] if run.asked.quick else [("inference", 16), ("inference", 1), ("training", 8)]
+    for mode, batch in modes:
+        plain = replace(template(run.asked), mode=mode, batch=batch)
+        rivals = [replace(plain, name=name, peer=INSERTED) for name in names(run.asked)]
+        race(run, "inserted", [plain, *rivals], against_first([plain, *rivals]))
+
+
 def module_cases(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Sizes, batches, layouts and modes, the largest first."""
     if asked.quick:
@@ -445,6 +457,7 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "networks": measure_networks,
     "modules": measure_modules,
     "epsanet": measure_epsanet,
+    "inserted": measure_inserted,
     "growth": measure_growth,
     "compiled": measure_compiled,
 }
@@ -458,9 +471,17 @@ def build(subject: Subject) -> nn.Module:
     import timm
 
     import attendo
+    from attendo.insertion import insert
 
     if subject.name == "plain":
         return timm.create_model(subject.network)
+    if subject.peer == INSERTED:
+        model = timm.create_model(subject.network)
+        insert(model, subject.name)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".alpha"):  # as if trained: it starts at 0
+                parameter.data.fill_(0.5)
+        return model
     if subject.name not in NAMES:
         return attendo.create_model(subject.name)
     if subject.peer == "timm":
@@ -801,7 +822,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
-    parser.add_argument("--minutes", type=float, default=12.0, help="shared out among the sections")
+    parser.add_argument("--minutes", type=float, default=14.0, help="shared out among the sections")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each network, and for a case of modules")
     parser.add_argument(
         "--rounds", type=int, default=9, help="of networks, at most; modules have up to 10 times as many"
