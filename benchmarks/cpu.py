@@ -9,6 +9,7 @@
     compiled         networks under torch.compile with freezing, over timm's plain one compiled likewise
     epsanet          EPSANet-50 over timm's plain ResNet-50
     inserted         timm's ResNet-50 with each inserted, from an identity start, over the same without
+    grouped-conv     PSA's wide convolutions of few channels per group, as EPSANet-50 has them, over oneDNN's
     growth           the primitives' time per element over N, C, H = W and threads, over that of one map in the middle
 
 The allocator makes the order of runs matter, so every network has a process of its own. The processes of a case are
@@ -54,10 +55,13 @@ SHARES = {  # of the time; in the order in which they run
     "modules": 150,
     "epsanet": 70,
     "inserted": 120,
+    "grouped-conv": 20,
     "growth": 30,
     "compiled": 135,
 }
 COMPILED_MODULES = ((32, 256), (1, 256), (16, 1024))  # batch and channels: compiling takes seconds each
+BRANCHES = ((5, 4), (7, 8), (9, 16))  # kernel and groups of PSA's branches that are native
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and side of what PSA is given; a branch makes a quarter
 MIN_ROUNDS = 3
 INSERTED = "attendo inserted"
 
@@ -333,6 +337,8 @@ def measure_compiled(run: Run) -> None:
         for name in names(run.asked):
             ours = replace(plain, name=name, peer="attendo")
             subjects += [replace(ours, peer="timm"), ours, replace(ours, peer="attendo definition", reference=True)]
+        if not run.asked.quick:
+            subjects.append(replace(plain, name="epsanet50_small", peer="attendo"))
         race(run, "compiled", subjects, against_first(subjects))
 
 
@@ -404,6 +410,31 @@ def measure_modules(run: Run) -> None:
                     run.rows.append(fill(row, each, times["map copy"]))
 
 
+def measure_grouped_conv(run: Run) -> None:
+    """Every branch of EPSANet-50 whose convolution can be native, over PyTorch's own convolution."""
+    asked = run.asked
+    subject = replace(template(asked), name="convolutions", peer="all")
+    cases = [(batch, branch, stage) for batch in (16, 1) for branch in BRANCHES for stage in STAGES]
+    with workers([subject]) as (there, failed):
+        for why in failed.values():
+            run.skip([subject.row("grouped-conv")], f"failed: {why}")
+        for worker in there:
+            say(f"grouped-conv: {len(cases)} convolutions")
+            for batch, (kernel, groups), (channels, side) in cases[-1:] if asked.quick else cases:
+                name = f"{kernel}x{kernel} in {groups} groups"
+                shape = f"{batch}x{channels}x{side}x{side}"
+                about = ("inference", shape, "contiguous", worker.allocator, asked.threads)
+                if run.over():
+                    run.skip([Row("grouped-conv", name, "all", *about)], "skipped: out of time")
+                    continue
+                ask = {"shape": (batch, channels, side, side), "kernel": kernel, "groups": groups}
+                ask |= {"seconds": min(0.4, asked.seconds), "rounds": 5 * asked.rounds}
+                times = worker.ask("convolutions " + json.dumps(ask))["times"]
+                for peer, each in times.items():
+                    row = Row("grouped-conv", name, peer, *about, peak_mb=worker.peak_mb, base="PyTorch's conv2d")
+                    run.rows.append(fill(row, each, times["torch"]))
+
+
 def measure_growth(run: Run) -> None:
     """The primitives' time per element over that of one map in the middle."""
     asked = run.asked
@@ -458,6 +489,7 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "modules": measure_modules,
     "epsanet": measure_epsanet,
     "inserted": measure_inserted,
+    "grouped-conv": measure_grouped_conv,
     "growth": measure_growth,
     "compiled": measure_compiled,
 }
@@ -615,6 +647,24 @@ def module_calls(name: str, x: Tensor, up: Tensor | None, subject: Subject) -> d
     return calls
 
 
+def run_convolutions(ask: dict[str, Any]) -> dict[str, list[float]]:
+    """Measure one grouped convolution, PyTorch's own and ours."""
+    import torch
+    import torch.nn.functional as F
+
+    from attendo.functional import grouped_conv
+
+    x, kernel, groups = torch.randn(ask["shape"]), ask["kernel"], ask["groups"]
+    channels = x.shape[1]
+    weight = torch.randn(channels // 4, channels // groups, kernel, kernel)
+    variants = {
+        "torch": lambda: F.conv2d(x, weight, padding=kernel // 2, groups=groups),
+        "attendo": lambda: grouped_conv(x, weight, 1, groups),
+    }
+    with torch.no_grad():
+        return take_turns(variants, lambda: None, ask["seconds"], ask["rounds"])
+
+
 def run_growth(ask: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     """Measure the primitives on a map and on the one in the middle."""
     import torch
@@ -658,7 +708,7 @@ def primitive_calls(x: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def work(subject: Subject) -> int:
-    """Answer commands until there are none: ``step n``, ``modules {...}``, ``growth {...}``."""
+    """Answer commands until there are none: ``step n``, ``modules {...}``, ``convolutions {...}``, ``growth {...}``."""
     import resource
 
     answers = os.fdopen(os.dup(1), "w")
@@ -680,7 +730,7 @@ def work(subject: Subject) -> int:
     if subject.reference:
         kernels.use("reference")
     step: Callable[[], object] = lambda: None  # noqa: E731 - of those that have no network
-    if subject.name not in ("modules", "primitives"):
+    if subject.name not in ("modules", "convolutions", "primitives"):
         step = network_step(subject)
         if subject.compiled:
             step()  # compiling, at the same time as the others
@@ -691,6 +741,8 @@ def work(subject: Subject) -> int:
             answer(ms=timed(step, int(argument)))
         elif command == "modules":
             answer(times=run_modules(subject, json.loads(argument)))
+        elif command == "convolutions":
+            answer(times=run_convolutions(json.loads(argument)))
         else:
             answer(times=run_growth(json.loads(argument)))
     return 0
@@ -757,7 +809,10 @@ def targets() -> list[Target]:
         says = f"module 32x256x56x56, {name} in place / copy"
         found.append(Target(says, bound, "modules", name, "attendo in place", "32x256x56x56"))
     for batch, shape in ((16, sixteen), (1, one)):
-        found.append(Target(f"EPSANet-50 / plain, batch {batch}", 1.3, "epsanet", "epsanet50_small", "attendo", shape))
+        for says, section in (("", "epsanet"), (", compiled", "compiled")):
+            found.append(
+                Target(f"EPSANet-50 / plain, batch {batch}{says}", 1.3, section, "epsanet50_small", "attendo", shape)
+            )
     return found
 
 
