@@ -1,62 +1,69 @@
 """Check the GPU kernels, then measure what attention costs on this GPU, against timm and torch.compile, in one run.
 
-    python benchmarks/gpu.py [--quick] [--batch 256] [--minutes 8] [--csv gpu.csv] [--skip-check] [--try-persistent]
+    python benchmarks/gpu.py [SECTION ...] [--check-minutes 4] [--minutes 5] [--seconds 0.15] [--batch 256]
+                             [--csv gpu.csv] [--skip-check] [--quick]
 
-What is measured, on random data, with CUDA events, variants in turns, medians with quartiles:
-
+    networks     a training step of ResNet-50 (autocast to bfloat16, channels_last, SGD) with SE, ECA and CBAM over the
+                 plain one, eager: ours, ours inserted into timm's plain one, and timm's; time and peak memory
+    inference    modules forward, bfloat16, channels_last: timm's, eager and compiled, ours primitive by primitive, and
+                 ours in one launch ("attendo persistent"). Once launched from Python, once replayed from a CUDA graph,
+                 where nothing waits for Python
     primitives   each forward and backward, on tensors of gigabytes: the bytes of the maps that have to be read or
-                 written at least, over the time, as a share of what a device copy moves in that time
-    modules      SE, ECA and CBAM, forward and backward, bfloat16, channels_last: timm's and ours, eager and compiled;
-                 "attendo inductor" is ours with the kernels turned off, compiled. Once launched from Python, once
-                 replayed from a CUDA graph, where nothing waits for Python
-    inference    the same modules forward: timm's, eager and compiled, ours primitive by primitive, and ours in one
-                 launch ("attendo persistent": kernels.use("persistent"), whose programs wait for one another; another
-                 process tries it first, and if that does not come to its end this says so and goes on without)
-    networks     a training step of ResNet-50 (autocast to bfloat16, channels_last, SGD) with each over the plain one,
-                 eager and compiled, and its peak memory
+                 written at least, over the time, as a share of what a copy of the same map moves in its time
+    modules      as inference, forward and backward; "attendo inductor" is ours with the kernels turned off, compiled
+    compiled     the networks again, plain and ours, under torch.compile
 
-``--quick`` leaves out compiled networks and other dtypes. What does not fit into ``--minutes`` is skipped and says so.
-Where there is no GPU it says so and exits with 1.
+All on random data, with CUDA events, variants in turns, medians with quartiles.
+
+First the GPU tests run, for at most ``--check-minutes``. One that fails ends the run; tests that are not at their end
+by then do not, and the CSV says so in every row. Those of the persistent kernel run apart and decide only whether it is
+measured. Then the sections share ``--minutes``: nothing new is begun in one whose share is over, and what is left out
+says so. The CSV is written after every case. Each section has a process of its own. What raises there becomes a row
+with a note; if the process dies or says nothing for long, another one goes on without what it was trying; what does not
+fit into memory is tried with half as many samples. ``--quick`` tries the script out on tiny sizes: its numbers mean
+nothing. Where there is no GPU it says so and exits with 1, as it does when a test fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import datetime
 import importlib.metadata
+import importlib.util
+import json
+import os
+import select
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import IO, Any
 
-import timm
 import torch
-import torch.nn.functional as F
-from timm.layers import create_attn
-from torch import Tensor, nn
 
-import attendo
-from attendo import kernels
-from attendo.kernels import selection
-
-NAMES = ("se", "eca", "cbam")
-MAPS = ((256, 56), (512, 28), (1024, 14), (2048, 7))  # channels, side
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+SHARES = {"networks": 100, "inference": 60, "primitives": 60, "modules": 40, "compiled": 60}  # of the time; in order
+PERSISTENT = "attendo persistent"
+HERE = Path(__file__).parent
+WORKER, TESTS = HERE / "gpu_worker.py", HERE.parent / "tests"
+PYTEST_DID_NOT_RUN = (2, 3, 4, 5)  # its exit codes that say nothing about what is tested
+GATE, APART = "test_kernels_gpu.py", "test_kernels_gpu_attention.py"
+PATIENCE_S, COMPILING_PATIENCE_S = 90.0, 180.0  # silence after which a process hangs; a network compiles for a minute
 
 
 @dataclass
 class Row:
     """One measured variant.
 
-    ``share``: of a device copy's bandwidth. ``over_timm`` and ``over_compiled``: how many times as fast as timm's
-    module, eager and compiled; ``over_primitives``: as ours primitive by primitive. ``cost`` and ``memory_cost``: time
-    and peak memory as a multiple of the plain network's. ``megabytes``: peak memory above what was there before.
+    ``share``: of a copy's bandwidth. ``over_timm`` and ``over_compiled``: how many times as fast as timm's module,
+    eager and compiled; ``over_primitives``: as ours primitive by primitive. ``cost`` and ``memory_cost``: time and peak
+    memory as a multiple of the plain network's. ``megabytes``: peak memory above what was there before.
     """
 
     section: str
@@ -76,58 +83,6 @@ class Row:
     note: str = ""
 
 
-class Clock:
-    """Time on one device, and how much of it is left.
-
-    Args:
-        device: "cuda", or "cpu" to try the script out.
-        minutes: after which nothing new is begun.
-    """
-
-    def __init__(self, device: str, minutes: float) -> None:
-        self.device, self.end = device, time.monotonic() + 60 * minutes
-
-    def over(self) -> bool:
-        """Whether the time is used up."""
-        return time.monotonic() > self.end
-
-    def once(self, call: Callable[[], object]) -> Callable[[], float]:
-        """Run a call once; return what gives its milliseconds when the device is done."""
-        if self.device == "cpu":
-            begin = time.perf_counter()
-            call()
-            spent = 1000 * (time.perf_counter() - begin)
-            return lambda: spent
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        call()
-        end.record()
-        return lambda: begin.elapsed_time(end)
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def race(self, variants: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-        """Run variants in turns for about so long, at least 3 and at most 100 rounds; milliseconds of each run."""
-        for call in variants.values():
-            for _ in range(3):
-                call()
-        self.synchronize()
-        begin = time.perf_counter()
-        for call in variants.values():
-            call()
-        self.synchronize()
-        rounds = max(3, min(100, int(seconds / (time.perf_counter() - begin))))
-        pending: dict[str, list[Callable[[], float]]] = {name: [] for name in variants}
-        for _ in range(rounds):
-            for name, call in variants.items():
-                pending[name].append(self.once(call))
-        self.synchronize()
-        return {name: [read() for read in reads] for name, reads in pending.items()}
-
-
 def summary(section: str, case: str, times: dict[str, list[float]]) -> dict[str, Row]:
     """Make rows of times: medians and quartiles."""
     rows = {}
@@ -137,344 +92,52 @@ def summary(section: str, case: str, times: dict[str, list[float]]) -> dict[str,
     return rows
 
 
-def copy_bandwidth(clock: Clock, elements: int, seconds: float) -> tuple[Row, float]:
-    """Bytes read and written per millisecond by a copy of a bfloat16 tensor."""
-    source = torch.randn(elements, device=clock.device, dtype=torch.bfloat16)
-    target = torch.empty_like(source)
-    (row,) = summary(
-        "copy", f"{source.nbytes / 1e9:.2g} GB", clock.race({"copy": lambda: target.copy_(source)}, seconds)
-    ).values()
-    row.share = 1.0
-    bandwidth = 2 * source.nbytes / row.milliseconds
-    row.note = f"{bandwidth / 1e9:.2f} TB/s"
-    return row, bandwidth
-
-
-def primitive_calls(x: Tensor) -> dict[str, tuple[Callable[[], object], int]]:
-    """Every primitive and its gradient, and how many times it has to read or write a map."""
-    calls = selection.find(x)
-    samples, channels, height, width = x.shape
-    new = partial(torch.rand, device=x.device, dtype=x.dtype)
-    channel, spatial = new(samples, channels, 1, 1), new(samples, 1, height, width)
-    up, residual = torch.randn_like(x), torch.randn_like(x)
-    mean, maximum, count = calls.channel_stats(x, ties=True)
-    stats, ties = calls.spatial_stats(x, channel, ties=True)
-    out = calls.recalibrate(x, channel, spatial, residual, True)
-    both, all_four = (True, True, True, False), (True, True, True, True)
-    return {
-        "channel_stats": (lambda: calls.channel_stats(x, ties=True), 1),
-        "channel_stats backward": (lambda: calls.channel_stats_backward(mean, maximum, x, maximum, count), 2),
-        "spatial_stats": (lambda: calls.spatial_stats(x, channel, ties=True), 1),
-        "spatial_stats backward": (lambda: calls.spatial_stats_backward(stats, x, channel, stats, ties), 2),
-        "recalibrate channel": (lambda: calls.recalibrate(x, channel, None, None, False), 2),
-        "recalibrate both": (lambda: calls.recalibrate(x, channel, spatial, None, False), 2),
-        "recalibrate residual relu": (lambda: calls.recalibrate(x, channel, spatial, residual, True), 3),
-        "recalibrate channel backward": (
-            lambda: calls.recalibrate_backward(up, x, channel, None, None, (True, True, False, False)),
-            3,
-        ),
-        "recalibrate both backward": (lambda: calls.recalibrate_backward(up, x, channel, spatial, None, both), 3),
-        "recalibrate residual relu backward": (
-            lambda: calls.recalibrate_backward(up, x, channel, spatial, out, all_four),
-            5,
-        ),
-    }
-
-
-def measure_primitives(clock: Clock, asked: argparse.Namespace, rows: list[Row]) -> None:
-    """Every primitive on every map, layout and dtype."""
-    samples = 8 * asked.batch
-    channels, side = asked.maps[0]
-    row, bandwidth = copy_bandwidth(clock, samples * channels * side * side, asked.seconds)
-    rows.append(row)
-    cases = [(shape, layout, torch.bfloat16) for shape in asked.maps for layout in LAYOUTS]
-    if not asked.quick:
-        cases += [(asked.maps[0], layout, dtype) for layout in LAYOUTS for dtype in (torch.float16, torch.float32)]
-    for (channels, side), layout, dtype in cases:
-        size = (samples if dtype.itemsize == 2 else samples // 2, channels, side, side)
-        x = torch.randn(size, device=clock.device, dtype=dtype).contiguous(memory_format=LAYOUTS[layout])
-        if refused := selection.refusal(x):
-            rows.append(Row("primitives", describe(x, layout), "attendo", note=f"no kernel: {refused}"))
-            continue
-        for name, (call, maps) in primitive_calls(x).items():
-            case = f"{name} {describe(x, layout)}"
-            if clock.over():
-                rows.append(Row("primitives", case, "attendo", note="skipped: out of time"))
-                continue
-            (row,) = summary("primitives", case, clock.race({"attendo": call}, asked.seconds)).values()
-            row.share = maps * x.nbytes / row.milliseconds / bandwidth
-            rows.append(row)
-
-
-def describe(x: Tensor, layout: str) -> str:
-    """Shape, dtype and layout in a few characters."""
-    return f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')} {layout}"
-
-
-def train(module: nn.Module, x: Tensor, up: Tensor) -> None:
-    """Forward and backward, the gradients of x and of all weights."""
-    x.grad = None
-    module.zero_grad(set_to_none=True)
-    module(x).backward(up)
-
-
-def infer(module: nn.Module, x: Tensor) -> Tensor:
-    """Forward, for its result alone."""
-    with torch.no_grad():
-        return module(x)
-
-
-def by(choice: str, call: Callable[[], object]) -> Callable[[], object]:
-    """Run a call with other kernels."""
-
-    def run() -> object:
-        with kernels.use(choice):
-            return call()
-
-    return run
-
-
-def captured(call: Callable[[], object], device: str) -> Callable[[], object]:
-    """Capture a call, warmed up, in a CUDA graph; return its replay."""
-    if device == "cpu":
-        return call
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def module_calls(name: str, x: Tensor, asked: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Forward and backward of one module in every variant."""
-    up = torch.randn_like(x)
-    timms, ours = create_attn(name, x.shape[1]), attendo.layer(name, x.shape[1])
-    timms, ours = timms.to(x.device, x.dtype).train(), ours.to(x.device, x.dtype).train()
-    calls: dict[str, Callable[[], object]] = {
-        "timm": partial(train, timms, x, up),
-        "attendo": partial(train, ours, x, up),
-        "timm compiled": partial(train, asked.compile(timms), x, up),
-        "attendo compiled": partial(train, asked.compile(ours), x, up),
-    }
-    if not asked.quick:
-        plain = attendo.layer(name, x.shape[1]).to(x.device, x.dtype).train()
-        calls["attendo inductor"] = by("reference", partial(train, asked.compile(plain), x, up))
-    return calls
-
-
-def measure_modules(clock: Clock, asked: argparse.Namespace, rows: list[Row]) -> None:
-    """Forward and backward of every module on every map."""
-    for channels, side in asked.maps:
-        shape = (asked.batch, channels, side, side)
-        x = torch.randn(shape, device=clock.device, dtype=torch.bfloat16)
-        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-        for name in NAMES:
-            case = f"{name} {describe(x, 'channels_last')}"
-            if clock.over():
-                rows.append(Row("modules", case, "all", note="skipped: out of time"))
-                continue
-            torch._dynamo.reset()  # or it would generalise over shapes
-            race_twice(clock, "modules", case, module_calls(name, x, asked), asked.seconds, rows)
-
-
-def race_twice(
-    clock: Clock, section: str, case: str, calls: dict[str, Callable[[], object]], seconds: float, rows: list[Row]
-) -> None:
-    """Measure variants launched from Python, then replayed from CUDA graphs."""
-    rows += compared(summary(section, case, clock.race(calls, seconds)))
-    graphs = {}
-    for variant, call in calls.items():
-        try:
-            graphs[variant] = captured(call, clock.device)
-        except RuntimeError as error:
-            rows.append(Row(section, f"{case} graph", variant, note=f"no graph: {str(error).splitlines()[0]}"))
-    rows += compared(summary(section, f"{case} graph", clock.race(graphs, seconds)))
-
-
-def maps_and_layers(asked: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
-    """Every name on a map of every size."""
-    for channels, side in asked.maps:
-        shape = (asked.batch, channels, side, side)
-        x = torch.randn(shape, device=asked.device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        for name in NAMES:
-            yield name, x
-
-
-def measure_inference(clock: Clock, asked: argparse.Namespace, rows: list[Row]) -> None:
-    """Forward of every module on every map, in inference."""
-    fault = "skipped: out of time" if clock.over() else persistent_fault(asked)
-    if fault:
-        rows.append(Row("inference", "all", "attendo persistent", note=fault))
-    for name, x in maps_and_layers(asked):
-        case = f"{name} {describe(x, 'channels_last')}"
-        if clock.over():
-            rows.append(Row("inference", case, "all", note="skipped: out of time"))
-            continue
-        torch._dynamo.reset()  # or it would generalise over shapes
-        timms = create_attn(name, x.shape[1]).to(x.device, x.dtype).eval()
-        ours = attendo.layer(name, x.shape[1]).to(x.device, x.dtype).eval()
-        calls: dict[str, Callable[[], object]] = {
-            "timm": partial(infer, timms, x),
-            "timm compiled": partial(infer, asked.compile(timms), x),
-            "attendo": partial(infer, ours, x),
-            "attendo persistent": by("persistent", partial(infer, ours, x)),
-        }
-        if fault:
-            del calls["attendo persistent"]
-        race_twice(clock, "inference", case, calls, asked.seconds, rows)
-
-
-def persistent_fault(asked: argparse.Namespace, seconds: float = 240) -> str:
-    """Try attentions in one launch in another process; say what is wrong with them, or nothing."""
-    command = [sys.executable, __file__, "--try-persistent", "--batch", str(asked.batch), "--device", asked.device]
-    try:
-        done = subprocess.run(command, timeout=seconds, check=False, capture_output=True, text=True)
-    except subprocess.TimeoutExpired:
-        return f"not at its end after {seconds:.0f} s: its programs wait for ever, or they compile slowly"
-    return "" if done.returncode == 0 else ((done.stdout + done.stderr).strip().splitlines() or ["failed"])[-1]
-
-
-def try_persistent(asked: argparse.Namespace) -> int:
-    """Compare attentions in one launch with the definition in float32, and with themselves; return the exit code."""
-    for name, x in maps_and_layers(asked):
-        layer = attendo.layer(name, x.shape[1]).to(x.device, x.dtype).eval()
-        want = by("reference", partial(infer, copy.deepcopy(layer).float(), x.float()))()
-        call = by("persistent", partial(infer, layer, x))
-        results = [call() for _ in range(10)]
-        if not torch.allclose(results[0].float(), want, rtol=2**-6, atol=2**-7):
-            print(f"{name} {describe(x, 'channels_last')}: one launch computes something else")
-            return 1
-        if not all(torch.equal(result, results[0]) for result in results):
-            print(f"{name} {describe(x, 'channels_last')}: one launch does not give the same bits every time")
-            return 1
-    return 0
-
-
 def compared(rows: dict[str, Row]) -> list[Row]:
-    """Compare our variants with timm's module."""
+    """Compare our modules with those of timm that are there, and networks with the plain one."""
+
+    def over(base: str, row: Row) -> float | None:
+        return rows[base].milliseconds / row.milliseconds if base in rows else None
+
+    plain = rows.get("plain")
     for variant, row in rows.items():
-        if variant.startswith("attendo") and {"timm", "timm compiled"} <= rows.keys():
-            row.over_timm = rows["timm"].milliseconds / row.milliseconds
-            row.over_compiled = rows["timm compiled"].milliseconds / row.milliseconds
-            if variant == "attendo persistent":
-                row.over_primitives = rows["attendo"].milliseconds / row.milliseconds
+        if row.section in ("inference", "modules") and variant.startswith("attendo"):
+            row.over_timm, row.over_compiled = over("timm", row), over("timm compiled", row)
+            if variant == PERSISTENT:
+                row.over_primitives = over("attendo", row)
+        if plain is not None:
+            row.cost = row.milliseconds / plain.milliseconds
+            row.memory_cost = row.megabytes / plain.megabytes if plain.megabytes else None
     return list(rows.values())
 
 
-def networks(asked: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
-    """Plain, ours and timm's networks."""
-    made: dict[str, Callable[[], nn.Module]] = {"plain": partial(timm.create_model, asked.network)}
-    for name in NAMES:
-        made[f"attendo {name}"] = partial(attendo.create_model, asked.network, attention=name)
-        made[f"timm {name}"] = partial(timm.create_model, asked.network, block_args={"attn_layer": name})
-    return made
+def rows_of(answer: dict[str, Any]) -> list[Row]:
+    """Make rows of what a worker says of a case: ``times``, or a ``note``."""
+    section, case = answer["case"]
+    if "times" not in answer:
+        return [Row(section, case, answer["variant"], note=answer["note"])]
+    rows = summary(section, case, answer["times"])
+    for variant, row in rows.items():
+        row.megabytes = answer.get("megabytes", {}).get(variant)
+        if variant.startswith("attendo"):
+            row.note = answer.get("note", "")
+        if "copy" in rows:  # which reads a map and writes one
+            row.share = answer["maps"][variant] * rows["copy"].milliseconds / (2 * row.milliseconds)
+            row.section = "copy" if variant == "copy" else section
+    return compared(rows)
 
 
-def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """One step of SGD under autocast."""
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-
-    def step() -> None:
-        with torch.autocast(images.device.type, torch.bfloat16):
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-
-    return step
-
-
-def measure_networks(clock: Clock, asked: argparse.Namespace, rows: list[Row]) -> None:
-    """A training step of every network over the plain one, eager and compiled."""
-    side = asked.side
-    images = torch.randn(asked.batch, 3, side, side, device=clock.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(1000, (asked.batch,), device=clock.device)
-    for compiled in (False, True):
-        case = f"{asked.network} {asked.batch}x3x{side}x{side} {'compiled' if compiled else 'eager'}"
-        torch._dynamo.reset()
-        steps: dict[str, Callable[[], None]] = {}
-        peaks: dict[str, float | None] = {}
-        for name, make in networks(asked).items():
-            if compiled and (asked.quick or name.startswith("timm")):
-                continue  # the targets are over the plain network; timm's stand beside ours in eager mode
-            if clock.over():
-                rows.append(Row("networks", case, name, note="skipped: out of time"))
-                continue
-            before = torch.cuda.memory_allocated() if clock.device == "cuda" else 0
-            model = make().to(clock.device, memory_format=torch.channels_last).train()
-            step = training_step(asked.compile(model) if compiled else model, images, labels)
-            for _ in range(3):
-                step()
-            peaks[name] = None
-            if clock.device == "cuda":
-                clock.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-                step()
-                clock.synchronize()
-                peaks[name] = (torch.cuda.max_memory_allocated() - before) / 1e6
-            steps[name] = step
-        if "plain" not in steps:
-            continue
-        found = summary("networks", case, clock.race(steps, 100 * asked.seconds))
-        for name, row in found.items():
-            row.cost, row.megabytes = row.milliseconds / found["plain"].milliseconds, peaks[name]
-            if peaks[name] is not None:
-                row.memory_cost = peaks[name] / peaks["plain"]
-        rows += found.values()
-
-
-def environment(device: str) -> dict[str, str]:
-    """What the numbers were made on and with."""
-    driver = "none"
-    if device == "cuda":
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            driver = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-        except (OSError, subprocess.CalledProcessError):
-            driver = "unknown"
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = "none"
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "driver": driver,
-        "torch": torch.__version__,
-        "triton": triton,
-        "timm": timm.__version__,
-        "attendo": attendo.__version__,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-
-
-def write_csv(path: Path, rows: list[Row], made_on: dict[str, str]) -> None:
-    """Write all rows, each with its environment."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)] + list(made_on))
-        writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in (asdict(row) | made_on).items()} for row in rows
-        )
-
-
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Say in a line each what was measured."""
-    lines = [f"{'':<69}{'variant':<17}{'ms':>9}{'quartiles':>20}"]
+    lines = [f"{'':<56}{'variant':<35}{'ms':>9}{'quartiles':>20}"]
     for row in rows:
-        start = f"{row.case:<69}{row.variant:<17}"
+        start = f"{row.case:<56}{row.variant:<35}"
         if row.milliseconds is None:
             lines.append(f"{start} {row.note}")
             continue
         said = [f"{row.share:.0%} of a copy"] if row.share is not None else []
-        if row.over_timm is not None:
-            said.append(f"{row.over_timm:.2f} times as fast as timm, {row.over_compiled:.2f} as timm compiled")
-        if row.over_primitives is not None:
-            said.append(f"{row.over_primitives:.2f} as primitive by primitive")
+        peers = [("timm", row.over_timm), ("timm compiled", row.over_compiled)]
+        known = [peer for peer in (*peers, ("primitive by primitive", row.over_primitives)) if peer[1] is not None]
+        said += [f"{more:.2f} {'as' if i else 'times as fast as'} {peer}" for i, (peer, more) in enumerate(known)]
         if row.cost is not None:
             said.append(f"{row.cost:.3f} of plain")
         if row.memory_cost is not None:
@@ -486,69 +149,313 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def check(seconds: float = 1800) -> bool:
-    """Run the GPU tests of this checkout; they fail if they are not at their end after so long."""
-    tests = Path(__file__).parents[1] / "tests"
-    files = [str(tests / name) for name in ("test_kernels_gpu.py", "test_kernels_gpu_attention.py")]
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
+def write_csv(path: Path, rows: Sequence[Row], made_on: dict[str, str]) -> None:
+    """Write all rows, each with its environment; what was there before stays until all is written."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [column.name for column in fields(Row)] + list(made_on))
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in (asdict(row) | made_on).items()} for row in rows
+        )
+    new.replace(path)
+
+
+def environment(device: str) -> dict[str, str]:
+    """What the numbers were made on and with."""
+    driver = "none"
+    if device == "cuda":
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30)
+            driver = found.stdout.split("\n")[0].strip()
+        except (OSError, subprocess.SubprocessError):
+            driver = "unknown"
     try:
-        return subprocess.run(command, cwd=tests.parent, check=False, timeout=seconds).returncode == 0
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "none"
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "driver": driver,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip or "none",
+        "triton": triton,
+        **{package: importlib.metadata.version(package) for package in ("timm", "attendo")},
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "check": "none",
+    }
+
+
+# What starts the others, and ends them.
+
+
+@contextmanager
+def child(command: Sequence[str], **more: Any) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """Start a process in a group of its own; give it and what it writes, and end the group."""
+    with tempfile.TemporaryFile() as said:
+        more = {"stdout": said, "stderr": said, "stdin": subprocess.DEVNULL, **more}
+        process = subprocess.Popen(command, start_new_session=True, **more)
+        try:
+            yield process, said
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # a driver may hold it
+                process.wait(10)
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def lines_of(said: IO[bytes]) -> list[str]:
+    """What a process has written."""
+    said.seek(0)
+    return [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+def verdict(process: subprocess.Popen[bytes], said: IO[bytes], seconds: float, total: float | None = None) -> str:
+    """Wait so many seconds of a total for a process that checks something; say what is wrong, or nothing."""
+    try:
+        code = process.wait(max(0.0, seconds))
     except subprocess.TimeoutExpired:
-        return False
+        total = seconds if total is None else total
+        return f"not at its end after {total:.0f} s: it waits for ever, or it compiles slowly"
+    last = (lines_of(said) or [f"ended with {code}"])[-1].strip("= ")
+    return "" if code == 0 else f"{'not run' if code in PYTEST_DID_NOT_RUN else 'failed'}: {last}"
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def worker(asked: argparse.Namespace, section: str, **more: Any) -> list[str]:
+    """Make the command that measures a section."""
+    ask = {"section": section, "device": asked.device, "batch": asked.batch, "seconds": asked.seconds, **more}
+    return [sys.executable, str(WORKER), json.dumps({**ask, "quick": asked.quick})]
+
+
+def persistent_fault(asked: argparse.Namespace, seconds: float = 120) -> str:
+    """Try attentions in one launch in another process; say what is wrong with them, or nothing."""
+    with child(worker(asked, "persistent")) as (process, said):
+        return verdict(process, said, seconds)
+
+
+def pytest_command(name: str, processes: int) -> list[str]:
+    """Make the command that runs the GPU tests of a file."""
+    # a warning of another version of PyTorch says nothing about kernels
+    options = ["-m", "gpu", "-n", str(processes), "-W", "default", "--tb=short", "-p", "no:cacheprovider"]
+    spread = ["--dist", "load", "--maxschedchunk", "1"]
+    return [sys.executable, "-m", "pytest", "-q", *options, *spread, "-p", WORKER.stem, str(TESTS / name)]
+
+
+def check(asked: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
+    """Run files of GPU tests at the same time, each in its process; say what is wrong with each, or nothing."""
+    missing = [name for name in ("pytest", "xdist", "hypothesis") if importlib.util.find_spec(name) is None]
+    if missing or not TESTS.is_dir():
+        return dict.fromkeys(names, f"not run: there is no {(*missing, TESTS)[0]}")
+    seconds, faults = 60 * asked.check_minutes, {}
+    end, cores = time.monotonic() + seconds, os.cpu_count() or 1
+    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    variables = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    with ExitStack() as stack:
+        begun = {}
+        for name in names:  # most of their time goes into compiling
+            command = pytest_command(name, max(1, min(cores // 2, 4 if name == GATE else 2)))
+            begun[name] = stack.enter_context(child(command, cwd=TESTS.parent, env=variables))
+        for name, (process, said) in begun.items():
+            faults[name] = verdict(process, said, end - time.monotonic(), seconds)
+            if faults[name]:
+                say("\n".join(lines_of(said)[-60:]))
+            if closes(faults):
+                break
+    return faults
+
+
+def closes(faults: dict[str, str]) -> bool:
+    """Whether a test of the kernels themselves has failed: wrong kernels are not worth measuring."""
+    return faults.get(GATE, "").startswith("failed")
+
+
+@dataclass
+class Run:
+    """What was asked for, what has been measured, and how much time is left."""
+
+    asked: argparse.Namespace
+    made_on: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
+    end: float = 0.0
+
+    def over(self) -> bool:
+        """Whether the section's time is used up."""
+        return time.monotonic() > self.end
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Keep rows, and write all there are."""
+        self.rows += rows
+        try:
+            write_csv(self.asked.csv, self.rows, self.made_on)
+        except OSError as error:  # the table is still to come
+            say(f"{self.asked.csv}: {error}")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def checked(run: Run, inference: bool) -> bool:
+    """Check before measuring; whether to measure."""
+    asked = run.asked
+    if asked.device == "cpu":
+        return True
+    if asked.skip_check:
+        faults = {APART: persistent_fault(asked)} if inference else {}
+    else:
+        faults = check(asked, [GATE, APART] if inference else [GATE])
+        run.made_on["check"] = faults[GATE] or "passed"
+    if faults.get(APART):
+        run.without = [PERSISTENT]
+        run.rows.append(Row("inference", "all", PERSISTENT, note=faults[APART]))
+    run.add(Row("check", name, "attendo", note=why or "passed") for name, why in faults.items())
+    say(table(run.rows))
+    return not closes(faults)
+
+
+def answers(process: subprocess.Popen[bytes], patience: float) -> Iterator[dict[str, Any]]:
+    """Yield what a worker says, until it ends.
+
+    Raises:
+        TimeoutError: it has said nothing for too long.
+    """
+    pending, pipe = b"", process.stdout.fileno()
+    while select.select([pipe], [], [], patience)[0]:
+        if not (read := os.read(pipe, 1 << 16)):
+            return
+        *whole, pending = (pending + read).split(b"\n")
+        yield from map(json.loads, whole)
+    raise TimeoutError(f"no answer for {patience:.0f} s")
+
+
+class Section:
+    """Measures a section with one worker after another, until all its cases are done or its time is over.
+
+    Args:
+        run: where the rows go.
+        name: of the section.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
+        self.cases: list[tuple[str, str]] = [(name, "all")]  # until a worker has said which
+        self.first, self.without = 0, list[str]()
+        self.trying: str | None = None
+
+    def measure(self) -> None:
+        """Keep what is found, and say what is left out."""
+        while self.first < len(self.cases) and not self.run.over():
+            if why := self.follow():
+                self.go_on_without(why)
+        self.leave_out("skipped: out of time")
+
+    def follow(self) -> str:
+        """Let a worker measure from the next case on; say why it did not come to its end."""
+        run = self.run
+        more = {"first": self.first, "without": self.without, "never": run.without, "end": run.end}
+        patience = COMPILING_PATIENCE_S if self.name == "compiled" else PATIENCE_S
+        with child(worker(run.asked, self.name, **more), stdout=subprocess.PIPE) as (process, said):
+            try:
+                for answer in answers(process, patience):
+                    self.hear(answer)
+                    if "end" in answer:
+                        return ""
+            except TimeoutError as error:
+                return f"failed: {error}"
+            return verdict(process, said, 10) or "failed: it ended early"
+
+    def hear(self, answer: dict[str, Any]) -> None:
+        """Take what a worker says."""
+        self.cases = answer.get("cases", self.cases)
+        self.trying = answer.get("trying", self.trying)
+        if "case" in answer:
+            self.run.add(rows_of(answer))
+        if "done" in answer:
+            self.first, self.without, self.trying = answer["done"] + 1, [], None
+
+    def go_on_without(self, why: str) -> None:
+        """Note what a worker died of, and leave that out."""
+        section, case = self.cases[min(self.first, len(self.cases) - 1)]
+        self.run.add([Row(section, case, self.trying or "all", note=why)])
+        if self.trying is None:
+            self.first, self.without = self.first + 1, []
+        else:
+            self.without.append(self.trying)
+            self.trying = None
+
+    def leave_out(self, why: str) -> None:
+        """Note what was not measured."""
+        self.run.add(Row(section, case, "all", note=why) for section, case in self.cases[self.first :])
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="no compiled networks, no other dtypes")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SHARES)}; default: all")
+    parser.add_argument("--check-minutes", type=float, default=4.0, help="for the GPU tests, before all others")
+    parser.add_argument("--minutes", type=float, default=5.0, help="shared out among the sections, after the tests")
+    parser.add_argument("--seconds", type=float, default=0.15, help="for each variant; networks get 20 times")
     parser.add_argument(
         "--batch", type=int, default=256, help="samples of modules and networks; primitives get 8 times"
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which nothing new is begun")
-    parser.add_argument("--seconds", type=float, default=0.3, help="for one measurement; networks get 100 times")
     parser.add_argument("--csv", type=Path, default=Path("gpu.csv"), help="where all numbers go")
-    parser.add_argument("--skip-check", action="store_true", help="measure without running the GPU tests first")
+    parser.add_argument(
+        "--skip-check", action="store_true", help="run no GPU tests; for the persistent kernel 2 minutes at most"
+    )
     parser.add_argument("--try-persistent", action="store_true", help="only compare attentions in one launch, and exit")
-    # to try the script out without a GPU, on tiny sizes: its numbers mean nothing
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script out")
+    # to try the script out without a GPU, on tiny sizes
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
+    if unknown := [section for section in asked.sections if section not in SHARES]:
+        parser.error(f"no section {unknown[0]!r}; there are {', '.join(SHARES)}")
     if asked.batch < 1:
         parser.error(f"--batch {asked.batch}: it must be at least 1")
-    tiny = asked.device == "cpu"
-    asked.maps = ((32, 4), (48, 2)) if tiny else MAPS
-    asked.network, asked.side = ("resnet18", 32) if tiny else ("resnet50", 224)
-    asked.compile = partial(torch.compile, backend="eager") if tiny else torch.compile
+    asked.quick = asked.quick or asked.device == "cpu"
+    if asked.quick:
+        asked.batch, asked.seconds = min(asked.batch, 2), min(asked.seconds, 0.001)
     return asked
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure, write; return the exit code."""
     asked = parse(arguments)
     if asked.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks/gpu.py: there is no GPU here that PyTorch can use; nothing was measured.", file=sys.stderr)
         return 1
     if asked.try_persistent:
-        return try_persistent(asked)
-    clock = Clock(asked.device, asked.minutes)
-    if asked.device == "cuda" and not asked.skip_check and not check():
+        return subprocess.call(worker(asked, "persistent"))
+    run = Run(asked, environment(asked.device))
+    say(", ".join(f"{name} {value}" for name, value in run.made_on.items() if name != "check"))
+    run.add([])  # now rather than after minutes it shows whether that can be written
+    left = [section for section in SHARES if section in asked.sections or not asked.sections]
+    if not checked(run, "inference" in left):
         print("benchmarks/gpu.py: the GPU tests fail; wrong kernels are not worth measuring.", file=sys.stderr)
         return 1
-    torch.manual_seed(0)
-    made_on = environment(asked.device)
-    print(", ".join(f"{name} {value}" for name, value in made_on.items()), flush=True)
-    rows: list[Row] = []
-    for measure in (measure_primitives, measure_modules, measure_inference, measure_networks):
-        before = len(rows)
+    end = time.monotonic() + 60 * asked.minutes
+    while left:
+        share = SHARES[left[0]] / sum(SHARES[section] for section in left)  # what one saves, the others have
+        run.end = time.monotonic() + share * max(0.0, end - time.monotonic())
+        before, begin = len(run.rows), time.monotonic()
+        section = left.pop(0)
         try:
-            measure(clock, asked, rows)
+            Section(run, section).measure()
         finally:  # what there is, should the rest fail
-            write_csv(asked.csv, rows, made_on)
-            print(table(rows[before:]), flush=True)
-        if asked.device == "cuda":
-            torch.cuda.empty_cache()
-    print(f"all numbers: {asked.csv}")
+            say(f"\n{table(run.rows[before:])}\n{section}: {time.monotonic() - begin:.0f} s\n")
+    say(f"all numbers: {asked.csv}")
     return 0
 
 
+def stop_on_signals() -> None:
+    """Let a signal to end raise, so that what there is is written and no process is left behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 if __name__ == "__main__":
+    stop_on_signals()
     sys.exit(main())
