@@ -32,6 +32,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -135,6 +136,9 @@ class Worker:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         environment = {key: value for key, value in os.environ.items() if key != "ATTENDO_ALLOCATOR"}
         environment |= {"OMP_NUM_THREADS": str(subject.threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        # of its own: networks that are alike would write the same files at the same time
+        self._cache = tempfile.TemporaryDirectory()
+        environment["TORCHINDUCTOR_CACHE_DIR"] = self._cache.name
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--worker", json.dumps(asdict(subject))],
             stdin=subprocess.PIPE,
@@ -168,6 +172,7 @@ class Worker:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+        self._cache.cleanup()
 
     def _answer(self) -> Any:
         line = self._process.stdout.readline()
@@ -175,7 +180,9 @@ class Worker:
             self._process.wait()
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace").strip().splitlines()
-            raise WorkerError(said[-1] if said else f"ended with {self._process.returncode}")
+            # advice may follow what went wrong
+            named = [line for line in said if re.match(r"[\w.]*(Error|Exception|Failed)\b", line)]
+            raise WorkerError([f"ended with {self._process.returncode}", *said[-1:], *named[-1:]][-1])
         answer = json.loads(line)
         self.peak_mb = answer["peak_mb"]
         return answer
