@@ -25,7 +25,7 @@ from attendo.kernels import selection
 from attendo.kernels.gates import Norm
 from interpreter import Interpreted
 from kernels import Attention, Case, attentions, check_attention, close, same
-from test_kernels_gpu import DTYPES, LAST, LAYOUTS, SHAPES, TARGETS, Recorded, benchmark, fake_gpu, source_of  # noqa: F401
+from test_kernels_gpu import DTYPES, LAST, LAYOUTS, SHAPES, TARGETS, Recorded, benchmark, compiled_for, fake_gpu  # noqa: F401
 
 # small tiles, statistics in parts, groups of few samples and programs that outrun one another
 SMALL = {"tile": 128, "line": 32, "task": 2, "share": 1 << 8, "residents": 4}
@@ -92,29 +92,29 @@ def test_a_layer_takes_one_launch_where_the_kernels_have_one(calls, monkeypatch)
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
-    ("channel", "dtype", "layout"),
-    [("mlp", torch.bfloat16, LAST), ("eca", torch.float16, torch.contiguous_format)],
+    ("channel", "shape", "layout"),
+    [
+        ("mlp", (256, 256, 56, 56), LAST),
+        ("mlp", (256, 2048, 7, 7), LAST),
+        ("eca", (1, 50, 333, 31), torch.contiguous_format),
+    ],
     ids=str,
 )
-def test_a_whole_attention_compiles_without_a_gpu(target, channel, dtype, layout, monkeypatch):
-    triton = pytest.importorskip("triton", reason="no Triton on this platform")
-    from triton.backends.compiler import GPUTarget
-
+def test_a_whole_attention_compiles_without_a_gpu_and_fits_its_registers(target, channel, shape, layout, monkeypatch):
+    pytest.importorskip("triton", reason="no Triton on this platform")
     from attendo.kernels.gpu import attention
     from attendo.kernels.gpu.persistent import PersistentCalls
 
     launches: list[Any] = []
     monkeypatch.setattr(attention, "attention", Recorded(attention.attention, launches))
-    x = torch.empty(SHAPES[dtype], dtype=dtype, device="meta").contiguous(memory_format=layout)
-    weights = attendo.layer("cbam", x.shape[1], channel=channel).eval().to("meta", dtype).weights()
+    x = torch.empty(shape, dtype=SHAPES[shape], device="meta").contiguous(memory_format=layout)
+    weights = attendo.layer("cbam", x.shape[1], channel=channel).eval().to("meta", x.dtype).weights()
     PersistentCalls().attention(x, weights, x, True)
-    source, options = source_of(launches[0])
-    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
-    assert compiled.asm["hsaco" if target.startswith("gfx") else "cubin"]
-    before = [line for line, what in after_what(compiled.asm["ttir"]) if what in ("release", "acq_rel")]
+    ttir = compiled_for(target, launches[0]).asm["ttir"]
+    before = [line for line, what in after_what(ttir) if what in ("release", "acq_rel")]
     assert len(before) >= 3
     assert set(before) == {"barrier"}  # or what other threads stored might not be there yet
-    assert compiled.asm["ttir"].count("acquire") >= 2
+    assert ttir.count("acquire") >= 2
 
 
 def after_what(code: str) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """How a call is cut into programs: the one place with numbers to tune.
 
-NOT MEASURED YET: the numbers are what the hardware's habits suggest (16 bytes a thread and access, a warp along 512
-adjacent bytes, several accesses in flight), set where no GPU was at hand; ``benchmarks/gpu.py`` measures what they do.
+NOT MEASURED YET, no GPU was at hand: the numbers come from reading the machine code that Triton 3.9 makes for bfloat16
+maps (cubins for sm_80 and sm_90, 2026-11-21), its registers and its instructions per element, of which about 14 take as
+long as reading the map from an H200's memory. What ``benchmarks/gpu.py`` measures on one will take their place.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class Table(NamedTuple):
 
     Attributes:
         line: bytes of adjacent columns in a tile.
-        tiles: by kernel and bytes of an element.
+        tiles: by kernel and bytes of an element; "statistics once" where a tile holds the whole of the
+            columns that are summed.
+        narrow: elements of a backward tile at most, where columns are no multiple of 4.
+        stages: steps of the statistics whose loads are on their way, where steps fill the looped axis.
         programs: below this many, the looped axis is split.
         most_splits: of the looped axis.
         task: tiles that a task of a whole attention has.
@@ -39,10 +43,15 @@ class Table(NamedTuple):
         residents: programs of a whole attention on a multiprocessor, or waiting to be.
     """
 
-    line: int = 512
+    line: int = 512  # a warp, 16 bytes a thread
+    # two to four such accesses of a thread on their way, and 32 to 168 registers, from scale to scale_backward
     tiles: dict[tuple[str, int], Tile] = {
         ("statistics", 2): Tile(2048, 4),
         ("statistics", 4): Tile(2048, 4),
+        # nothing to run on with, and a warp that sums alone needs no barrier: instructions per element 45 -> 13 for 256
+        # columns, 61 -> 23 for 14 x 14, 123 -> 37 for 7 x 7, against four warps that go through one step
+        ("statistics once", 2): Tile(2048, 1),
+        ("statistics once", 4): Tile(1024, 1),
         ("statistics_backward", 2): Tile(4096, 4),
         ("statistics_backward", 4): Tile(2048, 4),
         ("scale", 2): Tile(4096, 4),
@@ -52,7 +61,14 @@ class Table(NamedTuple):
         ("attention", 2): Tile(2048, 4),
         ("attention", 4): Tile(2048, 4),
     }
-    programs: int = 1024
+    # 4096 elements, read one or two at a time, take all 255 registers and up to 312 bytes of stack; 2048 need none
+    narrow: int = 2048
+    # 1.3 instructions per element for three times the bytes in flight; where steps need a mask it would be 2.2
+    stages: int = 3
+    # channel_stats in channels_last has 79 registers: 6 programs on each of the 132 multiprocessors of an H200, 792 at
+    # once. 1024 programs are 1.3 rounds, which take the time of 2 (65 %), 2048 are 2.6 (86 %), 4096 are 5.2 (86 %): but
+    # the parts that 4096 leave weigh a quarter of a map of 7 x 7, of batch 256. scale_backward, 4 each: 97 % of 2048
+    programs: int = 2048
     most_splits: int = 256
     task: int = 8
     share: int = 8
@@ -112,9 +128,12 @@ def cut(kernel: str, view: View, itemsize: int, looped: int | None, whole: bool 
         whole: whether something is summed along the looped axis; if not, every program does one step of it.
         each: tiles that a program may have at most, if splits allow; None: as many as leave ``Table.programs``.
     """
-    tile = TABLE.tiles[kernel, itemsize]
     columns = min(power(view.columns), max(1, TABLE.line // itemsize))
-    rows = min(power(view.rows), max(1, tile.elements // columns))
+    once = kernel == "statistics" and looped == 1 and view.columns <= columns
+    tile = TABLE.tiles["statistics once" if once else kernel, itemsize]
+    align = min(16, view.columns & -view.columns)
+    elements = min(tile.elements, TABLE.narrow) if align < 4 and kernel.endswith("backward") else tile.elements
+    rows = min(power(view.rows), max(1, elements // columns))
     fixed, along = view.extents(looped or 0)
     fixed_block, looped_block = (rows, columns) if looped else (columns, rows)
     blocks, steps = ceil(fixed, fixed_block), ceil(along, looped_block)
@@ -124,10 +143,13 @@ def cut(kernel: str, view: View, itemsize: int, looped: int | None, whole: bool 
         splits = min(steps, TABLE.most_splits, wanted)
         splits = ceil(steps, ceil(steps, splits))  # none without work
     constants: dict[str, int | bool] = {"ROWS": rows, "COLUMNS": columns, "num_warps": tile.warps, **OPTIONS}
-    constants["ALIGN"] = min(16, view.columns & -view.columns)
+    constants["ALIGN"] = align
     constants["WIDE"] = view.rows * view.columns >= WIDE
     if looped is not None:
         constants["LOOPED"] = looped
+    if kernel == "statistics":
+        even = along % looped_block == 0
+        constants |= {"ONCE": once, "EVEN": even, "STAGES": TABLE.stages if even else 1}
     return Cut((view.samples * blocks * splits,), blocks, splits, constants)
 
 

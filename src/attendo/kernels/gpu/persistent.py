@@ -18,7 +18,9 @@ from attendo.kernels.gpu.calls import Calls
 from attendo.kernels.gpu.launch import Cut, View, ceil, cut, device_of, power
 from attendo.kernels.gpu.tickets import LINE, PHASES, Schedule
 
-SAMPLES, HIDDEN_BLOCK, CHANNEL_BLOCK, LENGTH = 16, 16, 64, 128  # of products with weights; tl.dot takes 16 at least
+# of products with weights: tl.dot takes 16 at least, and larger blocks do not fit the registers. With 64 and 128 each
+# thread had 3232 bytes of stack for 2048 channels on sm_90, with 16 and 32 it has none (from the cubin of Triton 3.9)
+SAMPLES, HIDDEN_BLOCK, CHANNEL_BLOCK, LENGTH = 16, 16, 16, 32
 LOOK_BLOCK = 256  # positions
 
 

@@ -1,7 +1,8 @@
 """Mean, maximum and ties of the maximum along one axis of a map, one read; and their gradients, one read and write.
 
 Along positions this is ``channel_stats``, along channels ``spatial_stats``: the looped axis of ``tiles``, which a gate
-may scale. Running numbers are float32 and as large as the tile, so that threads meet once, at the end.
+may scale. Running numbers are float32 and as large as the tile, so that threads meet once, at the end; where the looped
+axis is one step (``ONCE``) there are none.
 """
 
 # ruff: noqa: ANN001, ANN201 - Triton has no types to annotate a kernel with
@@ -12,7 +13,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attendo.kernels.gpu.tiles import axes, counted, indices, largest, place, span
+from attendo.kernels.gpu.tiles import axes, before, counted, indices, largest, place, span
+
+
+@triton.jit
+def step(
+    from_fixed,
+    gate,
+    there,
+    start,
+    end,
+    looped_stride,
+    LOOPED: tl.constexpr,
+    LOOPED_BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Return the numbers of a step in float32, times their gate; the same for their maximum; and whether they count."""
+    j = indices(start, LOOPED_BLOCK, WIDE)
+    inside = before(j, end, LOOPED_BLOCK, EVEN)
+    valid = tl.expand_dims(inside, 1 - LOOPED)
+    v = tl.load(from_fixed + tl.expand_dims(j * looped_stride, 1 - LOOPED), mask=there & valid, other=0.0)
+    if gate is not None:
+        g = tl.load(gate + j, mask=inside, other=0.0).to(tl.float32)
+        # as PyTorch would store the product: ties of the maximum depend on it
+        v = (v.to(tl.float32) * tl.expand_dims(g, 1 - LOOPED)).to(v.dtype)
+    v = v.to(tl.float32)
+    return v, tl.where(valid, v, float("-inf")), valid
 
 
 @triton.jit
@@ -34,32 +61,37 @@ def statistics(
     LOOPED: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
+    ONCE: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
     unit=None,
 ):
-    """Write mean, maximum and ties of every index of the fixed axis; their parts, a split each, where splits > 1."""
+    """Write mean, maximum and ties of every index of the fixed axis; their parts, a split each, where splits > 1.
+
+    ``ONCE``: a tile holds the whole looped axis. ``EVEN``: steps fill that axis to its end. ``STAGES``: steps whose
+    loads are on their way.
+    """
     FIXED_BLOCK: tl.constexpr = ROWS if LOOPED == 1 else COLUMNS
     LOOPED_BLOCK: tl.constexpr = COLUMNS if LOOPED == 1 else ROWS
     COUNT: tl.constexpr = ties is not None
     fixed, looped, fixed_stride, looped_stride = axes(rows, columns, LOOPED, ALIGN)
     n, split, first = place(unit, fixed, splits, FIXED_BLOCK)
-    begin, end = span(looped, split, splits, LOOPED_BLOCK, WIDE)
     f = indices(first, FIXED_BLOCK, WIDE)
     there = tl.expand_dims(f < fixed, LOOPED)
     from_fixed = x + n * rows * columns + tl.expand_dims(f * fixed_stride, LOOPED)
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    best = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
-    counts = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(begin, end, LOOPED_BLOCK):
-        j = indices(start, LOOPED_BLOCK, WIDE)
-        valid = tl.expand_dims(j < end, 1 - LOOPED)
-        v = tl.load(from_fixed + tl.expand_dims(j * looped_stride, 1 - LOOPED), mask=there & valid, other=0.0)
-        if gate is not None:
-            g = tl.load(gate + n * gate_sample + j, mask=j < end, other=0.0).to(tl.float32)
-            # as PyTorch would store the product: ties of the maximum depend on it
-            v = (v.to(tl.float32) * tl.expand_dims(g, 1 - LOOPED)).to(x.dtype.element_ty)
-        v = v.to(tl.float32)
-        top = tl.where(valid, v, float("-inf"))
-        sums, best, counts = counted(sums, best, counts, v, top, 1.0, valid, COUNT)
+    if gate is not None:
+        gate += n * gate_sample
+    if ONCE:
+        sums, best, valid = step(from_fixed, gate, there, 0, looped, looped_stride, LOOPED, LOOPED_BLOCK, EVEN, WIDE)
+        counts = tl.broadcast_to(tl.where(valid, 1.0, 0.0), [ROWS, COLUMNS])
+    else:
+        begin, end = span(looped, split, splits, LOOPED_BLOCK, WIDE)
+        sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+        best = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
+        counts = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in tl.range(begin, end, LOOPED_BLOCK, num_stages=STAGES):
+            v, top, valid = step(from_fixed, gate, there, start, end, looped_stride, LOOPED, LOOPED_BLOCK, EVEN, WIDE)
+            sums, best, counts = counted(sums, best, counts, v, top, 1.0, valid, COUNT)
     top = largest(best, LOOPED)
     to = n * out_sample + split * fixed + f
     tl.store(mean + to, tl.sum(sums, LOOPED) / divisor, mask=f < fixed)
@@ -167,6 +199,9 @@ def pool(
             LOOPED,
             ALIGN,
             WIDE,
+            False,
+            False,
+            1,
             unit,
         )
         if PARTS:

@@ -1,6 +1,8 @@
 """The map times its gates, plus a shortcut, rectified; and all its gradients, each map read or written once.
 
-A gate lies along the rows or along the columns of the map (``tiles``); either may be absent.
+A gate lies along the rows or along the columns of the map (``tiles``); either may be absent. Whatever a step reads is
+asked for before it stores: the device keeps a program's loads and stores in the order they are written in, and what
+stands behind a store would wait for memory a second time.
 """
 
 # ruff: noqa: ANN001, ANN201 - Triton has no types to annotate a kernel with
@@ -39,12 +41,14 @@ def scale(
     where = n * rows * columns + i[:, None] * columns + j[None, :]
     valid = (i < rows)[:, None] & (j < columns)[None, :]
     v = tl.load(x + where, mask=valid, other=0.0).to(tl.float32)
+    if residual is not None:
+        more = tl.load(residual + where, mask=valid, other=0.0).to(tl.float32)
     if across is not None:
         v *= tl.load(across + n * across_sample + i, mask=i < rows, other=0.0).to(tl.float32)[:, None]
     if along is not None:
         v *= tl.load(along + n * along_sample + j, mask=j < columns, other=0.0).to(tl.float32)[None, :]
     if residual is not None:
-        v += tl.load(residual + where, mask=valid, other=0.0).to(tl.float32)
+        v += more
     if RELU:
         v = tl.where(v < 0.0, 0.0, v)  # NaN stays
     tl.store(out + where, v, mask=valid)
@@ -96,29 +100,30 @@ def scale_backward(
         where = from_fixed + tl.expand_dims(j * looped_stride, 1 - LOOPED)
         valid = there & tl.expand_dims(inside, 1 - LOOPED)
         u = tl.load(up + where, mask=valid, other=0.0).to(tl.float32)
+        if fixed_gradient is not None or looped_gradient is not None:
+            v = tl.load(x + where, mask=valid, other=0.0).to(tl.float32)
+        if looped_gate is not None:
+            other = tl.load(looped_gate + n * looped_sample + j, mask=inside, other=0.0).to(tl.float32)
         if out is not None:
             u = tl.where(tl.load(out + where, mask=valid, other=0.0).to(tl.float32) <= 0.0, 0.0, u)
         if residual_gradient is not None:
             tl.store(residual_gradient + where, u, mask=valid)
         passed = u
         if looped_gate is not None:
-            other = tl.load(looped_gate + n * looped_sample + j, mask=inside, other=0.0).to(tl.float32)
             passed = u * tl.expand_dims(other, 1 - LOOPED)
         if gradient is not None:
             scaled = passed
             if fixed_gate is not None:
                 scaled = passed * factor
             tl.store(gradient + where, scaled, mask=valid)
-        if fixed_gradient is not None or looped_gradient is not None:
-            v = tl.load(x + where, mask=valid, other=0.0).to(tl.float32)
-            if fixed_gradient is not None:
-                total += passed * v
-            if looped_gradient is not None:
-                product = u * v
-                if fixed_gate is not None:
-                    product = product * factor
-                block = n * tl.cdiv(fixed, FIXED_BLOCK) + first // FIXED_BLOCK
-                tl.store(looped_gradient + block * looped + j, tl.sum(product, 1 - LOOPED), mask=inside)
+        if fixed_gradient is not None:
+            total += passed * v
+        if looped_gradient is not None:
+            product = u * v
+            if fixed_gate is not None:
+                product = product * factor
+            block = n * tl.cdiv(fixed, FIXED_BLOCK) + first // FIXED_BLOCK
+            tl.store(looped_gradient + block * looped + j, tl.sum(product, 1 - LOOPED), mask=inside)
     if fixed_gradient is not None:
         to = n * splits * fixed + split * fixed + f
         tl.store(fixed_gradient + to, tl.sum(total, LOOPED), mask=f < fixed)
