@@ -348,10 +348,10 @@ def attentions(
     return Attention(case, name, tuple(settings.items()), strength, before, affine, None if before else share)
 
 
-def mixed(gates: Sequence[Tensor], blend: Tensor | None) -> Tensor:
-    """The factor on every element: the product of the gates, or as much of it as the blend says and 1 for the rest."""
-    product = math.prod(gates[1:], start=gates[0])
-    return product if blend is None else 1 - blend + blend * product
+def mixed(x: Tensor, gates: Sequence[Tensor], blend: Tensor | None) -> Tensor:
+    """The map times the product of the gates, or as much of that as the blend says and of the map for the rest."""
+    recalibrated = x * math.prod(gates[1:], start=gates[0])
+    return recalibrated if blend is None else recalibrated * blend + x * (1 - blend)
 
 
 def attention_defined(
@@ -366,8 +366,8 @@ def attention_defined(
             gates = (channel, *truth.spatial.gates(Stored.apply(wide * channel, x.dtype)))
         else:
             gates = truth.gates(wide)
-        factor = mixed(gates, None if blend is None else blend.to(wide.dtype))
-        return definition.recalibrate(wide, [factor], None if residual is None else residual.to(wide.dtype), relu)
+        want = mixed(wide, gates, None if blend is None else blend.to(wide.dtype))
+        return definition.recalibrate(want, (), None if residual is None else residual.to(wide.dtype), relu)
 
 
 def check_attention(calls: Any, attention: Attention) -> None:
@@ -460,13 +460,13 @@ def attention_decided(
         gated = Stored.apply(x * gate, dtype)
         gates.append(gate)
     if weights.spatial is None:
-        return x * mixed(gates, blend)
+        return mixed(x, gates, blend)
     stats = definition.spatial_stats(gated)
     close(kept.stats[:, 0], stats[:, 0])
     same(kept.stats[:, 1], stats[:, 1])
     logits = Stored.apply(definition.convolve(Stored.apply(stats, dtype), weights), dtype)
     spatial = torch.sigmoid(Stored.apply(definition.normalise(logits, weights.norm), dtype))
-    return x * mixed([*gates, Stored.apply(spatial, dtype)], blend)
+    return mixed(x, [*gates, Stored.apply(spatial, dtype)], blend)
 
 
 def check_gradients(name: str, calls: Any, attention: Attention) -> None:

@@ -135,7 +135,8 @@ def test_operators_count_their_macs(operator):
         call, want = lambda: torch.ops.attendo.grouped_conv(x, weight, 1, 16), 2 * 2 * 16 * 36 * 2 * 25
     else:
         weights = attendo.layer("cbam", 32).eval().weights()
-        call = lambda: torch.ops.attendo.attention(x, weights[:10], *weights[10:14], None, False)  # noqa: E731
+        rest = weights.norm.eps, weights.mean, weights.maximum, weights.maximum_first
+        call = lambda: torch.ops.attendo.attention(x, list(weights.tensors()), *rest, None, False)  # noqa: E731
         want = (
             2 * 2 * (2 * 2 * 32 * 2 + 2 * 49 * 36)
         )  # two statistics through two layers of 32 x 2; the 7 x 7 over 6 x 6
@@ -148,8 +149,11 @@ def test_the_operators_pass_opcheck():
     x, weight = torch.randn(2, 32, 6, 6), torch.randn(16, 2, 5, 5)
     torch.library.opcheck(torch.ops.attendo.grouped_conv.default, (x, weight, 1, 16))
     weights = attendo.layer("cbam", 32).eval().weights()
-    tensors = [None if t is None else t.detach() for t in weights[:10]]
-    torch.library.opcheck(torch.ops.attendo.attention.default, (x, tensors, *weights[10:14], x.clone(), True))
+    tensors = [None if t is None else t.detach() for t in weights.tensors()]
+    flags = weights.mean, weights.maximum, weights.maximum_first
+    for blend in (None, torch.tensor([0.3])):
+        given = x, tensors, weights.norm.eps, *flags, x.clone(), True, blend
+        torch.library.opcheck(torch.ops.attendo.attention.default, given)
 
 
 @pytest.mark.parametrize("part", ["fc1.bias", "fc2.weight", "fc2.bias"])

@@ -31,24 +31,26 @@ struct Blend {
 };
 
 // out = x * scale * gates + residual over n consecutive elements; gates and residual only where the flags say so.
-// BLENDED: of the gates, x * (scale * gates + rest).
+// BLENDED: mixed with x before the residual is added, by products that leave a share of 0 or 1 exact.
 template <bool GATED, bool BLENDED, bool ADDED, bool RECTIFIED, class T, class X>
-inline void scaled_row(X x, NumberOf<T> scale, NumberOf<T> rest, const NumberOf<T>* gates, const T* residual, T* out, index n) {
+inline void scaled_row(X x, NumberOf<T> scale, const NumberOf<T>* gates, const Blend<T>& blend, const T* residual, T* out, index n) {
     using S = Store<T>;
     using V = VectorOf<T>;
     using N = Store<NumberOf<T>>;
     constexpr int L = LANES<T>;
-    const V scales = broadcast<V>(scale), rests = broadcast<V>(rest);
+    const V scales = broadcast<V>(scale), shares = broadcast<V>(blend.share), rests = broadcast<V>(blend.rest);
     index i = 0;
     for (; i + L <= n; i += L) {
-        V v = BLENDED ? x.vector(i) * (N::load(gates + i) * scales + rests) : x.vector(i) * scales;
-        if (GATED && !BLENDED) v = v * N::load(gates + i);
+        V v = x.vector(i) * scales;
+        if (GATED) v = v * N::load(gates + i);
+        if (BLENDED) v = v * shares + x.vector(i) * rests;
         if (ADDED) v = v + S::load(residual + i);
         S::save(out + i, RECTIFIED ? rectified(v) : v);
     }
     for (; i < n; ++i) {
-        NumberOf<T> v = BLENDED ? x.number(i) * (gates[i] * scale + rest) : x.number(i) * scale;
-        if (GATED && !BLENDED) v = v * gates[i];
+        NumberOf<T> v = x.number(i) * scale;
+        if (GATED) v = v * gates[i];
+        if (BLENDED) v = v * blend.share + x.number(i) * blend.rest;
         if (ADDED) v = v + S::get(residual[i]);
         out[i] = S::put(RECTIFIED ? rectified(v) : v);
     }
@@ -65,13 +67,10 @@ void scaled_rows(X x, const Shape& s, index from, index to, const NumberOf<T>* c
     with_flag(along, [&](auto gated) {
         with_flag(residual, [&](auto added) {
             with_flag(relu, [&](auto rectify) {
-                constexpr bool GATED = decltype(gated)::value;
-                for (index r = from; r < to; ++r) {
-                    const NumberOf<T> gate = across ? across[r] : 1;
-                    scaled_row<GATED, GATED && BLENDED, decltype(added)::value, decltype(rectify)::value, T>(
-                        x.row(r * row, r), !BLENDED ? gate : GATED ? gate * blend.share : blend.of(gate), blend.rest, along,
-                        residual ? residual + r * row : nullptr, out + r * row, row);
-                }
+                for (index r = from; r < to; ++r)
+                    scaled_row<decltype(gated)::value, BLENDED, decltype(added)::value, decltype(rectify)::value, T>(
+                        x.row(r * row, r), across ? across[r] : 1, along, blend, residual ? residual + r * row : nullptr,
+                        out + r * row, row);
             });
         });
     });
