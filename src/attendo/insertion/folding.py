@@ -123,9 +123,8 @@ def fold(
     chosen = {p: kind for p, kind in known.items() if any(fits(pattern, p) for pattern in patterns)}
     idle = [pattern for pattern in patterns if not any(fits(pattern, path) for path in known)]
     if idle:
-        raise InvalidArgument(
-            f"fold: {idle[0]!r} matches no site with attention; it is at: {', '.join(known) or 'no place'}. Name one."
-        )
+        there = f"it is at: {', '.join(known)}. Name one" if known else "this network has none, and so nothing to fold"
+        raise InvalidArgument(f"fold: {idle[0]!r} matches no site with attention; {there}.")
     measured = _measure(model, data, {path: homes.get(path, path) for path in chosen})
     plan: list[tuple[str, str, Tensor, bool]] = []
     report = []

@@ -91,7 +91,7 @@ def match(model: nn.Module, where: str | re.Pattern[str] | Sequence[str], asked_
     first = {id(module): path for path, module in model.named_modules()}
     # a module that the network holds twice answers to both names, and is known by the first
     known = {path: first[id(m)] for path, m in model.named_modules(remove_duplicate=False) if path}
-    patterns: list[str | re.Pattern[str]] = [where] if isinstance(where, (str, re.Pattern)) else list(where)
+    patterns = _patterns(where, asked_by)
     matched: set[str] = set()
     for pattern in patterns:
         hits = [path for name, path in known.items() if fits(pattern, name)]
@@ -103,6 +103,28 @@ def match(model: nn.Module, where: str | re.Pattern[str] | Sequence[str], asked_
             )
         matched.update(hits)
     return [path for path in first.values() if path in matched]
+
+
+def _patterns(where: str | re.Pattern[str] | Sequence[str], asked_by: str) -> list[str | re.Pattern[str]]:
+    patterns: list[str | re.Pattern[str]] = [where] if isinstance(where, (str, re.Pattern)) else []
+    if not patterns:  # a list of them, or nothing that can be looked for
+        patterns = list(where) if isinstance(where, Iterable) else [where]
+    for pattern in patterns:
+        if not isinstance(pattern, (str, re.Pattern)):
+            raise InvalidArgument(
+                f"{asked_by}: where={where!r} has {pattern!r} in it, which names no modules; it is 'auto', 'stages', "
+                f"'last', a path, a glob, a regular expression after 're:', a list of these, or a function of a site. "
+                f"Take 'auto' for the places of the papers."
+            )
+        if isinstance(pattern, str) and pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise InvalidArgument(
+                    f"{asked_by}: where={pattern!r} is no regular expression ({error}); one follows 're:'. Mend it, or "
+                    f"take a glob such as 'layer?.*.bn2'."
+                ) from error
+    return patterns
 
 
 def fits(pattern: str | re.Pattern[str], path: str) -> bool:
