@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "cpu.py"
+from scripts import load_script
+
 COLUMNS = (
     "section name peer mode shape format allocator threads median_ms lower upper ratio ratio_lower ratio_upper peak_mb "
     "base rounds note machine torch timm torchvision attendo date"
@@ -21,13 +19,7 @@ COLUMNS = (
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
     """The script benchmarks/cpu.py."""
-    spec = importlib.util.spec_from_file_location("benchmark_cpu", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("cpu")
 
 
 def made_up(benchmark: Any, times: list[float], base: list[float], **more: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import signal
 import subprocess
@@ -16,30 +15,21 @@ from typing import Any
 import pytest
 import torch
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+from scripts import BENCHMARKS, load_script
 
-
-def loaded(path: Path) -> Any:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+PATH = BENCHMARKS / "gpu.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
     """The script benchmarks/gpu.py."""
-    return loaded(PATH)
+    return load_script("gpu")
 
 
 @pytest.fixture(scope="module")
 def measuring() -> Any:
     """The script that its processes run."""
-    return loaded(PATH.with_name("gpu_worker.py"))
+    return load_script("gpu_worker")
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 import os
 import re
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +25,7 @@ from attendo.functional import definition
 from attendo.kernels import selection
 from interpreter import Interpreted
 from kernels import Case, cases, check_channel_stats, check_recalibrate, check_spatial_stats, close, same
+from scripts import load_script
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -538,14 +537,7 @@ def test_on_a_gpu_that_is_not_the_current_one(gpu):
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
     """The script benchmarks/gpu.py."""
-    path = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
-    spec = importlib.util.spec_from_file_location("benchmark_gpu", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("gpu")
 
 
 @pytest.mark.slow
